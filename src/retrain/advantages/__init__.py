@@ -1,0 +1,1 @@
+"""Credit assignment: rewards of groups -> token advantages."""

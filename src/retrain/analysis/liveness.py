@@ -1,0 +1,105 @@
+"""Whether a run that says it runs really does.
+
+`run.json` tells how a run began and, if it had the time, how it ended. A process that is killed
+tells nothing, so its word is checked against the process table and the age of its last row.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from retrain.analysis.reading import MetricsTail, moment, text
+from retrain.files import FINAL_STATUSES
+
+STALL_STEPS = 20
+STALL_S = 120.0
+START_S = 900.0
+"""Before the first row a model may have to be downloaded and loaded."""
+
+
+def judge(
+    record: Mapping[str, Any],
+    planned: Mapping[str, Any],
+    tail: MetricsTail | None,
+    now: float,
+) -> tuple[str, str]:
+    """The state of a run, and why, from its `run.json` and its entry in the manifest.
+
+    A final word in `run.json` counts. Of an unfinished run the process decides, if it was
+    started on this machine; the manifest, if it recorded an end; and else the age of its last
+    row: `stalled` after 20 steps' time without one, two minutes at least.
+    """
+    status = text(record, "status") or text(planned, "status") or "pending"
+    message = text(record, "message")
+    if text(record, "status") in FINAL_STATUSES:
+        return status, message or text(planned, "message")
+    alive = _is_alive(record) if text(record, "status") == "running" else None
+    if text(planned, "status") in FINAL_STATUSES and not alive:
+        return text(planned, "status"), text(planned, "message") or message
+    if alive is False:
+        return "lost", (
+            f"its process ({record.get('pid')}) is gone; start it again to resume from the last "
+            "checkpoint"
+        )
+    if status != "running":
+        return status, message
+    started_at = moment(record, "updated_at") or 0.0
+    row_at = tail.modified_at if tail else 0.0
+    since = max(started_at, row_at)
+    if not since:
+        return status, message
+    step_time_s = tail.step_time_s if tail and row_at >= started_at else None
+    patience = max(STALL_S, STALL_STEPS * step_time_s) if step_time_s else START_S
+    if now - since > patience:
+        silence = f"no row for {int((now - since) // 60)} min"
+        usual = f", a step takes {step_time_s:.3g} s" if step_time_s else ""
+        where = f"process {record.get('pid')} on {record.get('host') or 'an unknown host'}"
+        return "stalled", f"{silence}{usual}; look at {where}"
+    return status, message
+
+
+def _is_alive(record: Mapping[str, Any]) -> bool | None:
+    """Whether the run's process lives; None when this machine cannot know."""
+    pid = record.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or record.get("host") not in _own_names():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError, OSError):
+        pass
+    return not _is_another(pid, moment(record, "started_at"))
+
+
+def _is_another(pid: int, started_at: float | None) -> bool:
+    """Whether `pid` is a dead entry, or was given to a process younger than the run.
+
+    Only Linux tells; elsewhere the number is trusted.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        born = _boot_time() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return False
+    return fields[0] in {"Z", "X"} or (started_at is not None and born > started_at + 60.0)
+
+
+@cache
+def _boot_time() -> float:
+    for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines():
+        if line.startswith("btime "):
+            return float(line.split()[1])
+    raise ValueError("no btime in /proc/stat")
+
+
+@cache
+def _own_names() -> frozenset[str]:
+    return frozenset({socket.gethostname(), platform.node()})

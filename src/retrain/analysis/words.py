@@ -1,0 +1,42 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.2g} s" if seconds >= 0.01 else "0 s"
+    seconds = round(seconds)
+    if seconds < MINUTE:
+        return f"{seconds} s"
+    if seconds < HOUR:
+        return _two(seconds, MINUTE, "min", 1.0, "s")
+    if seconds < DAY:
+        return _two(seconds, HOUR, "h", MINUTE, "min")
+    return _two(seconds, DAY, "d", HOUR, "h")
+
+
+def age(seconds: float) -> str:
+    """`3 s`, `12 min`, `5 h`, `9 d`: the largest unit alone."""
+    for unit, name in ((DAY, "d"), (HOUR, "h"), (MINUTE, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percent(share: float | None, missing: str = "") -> str:
+    """`71.1%` of 0.711."""
+    return missing if share is None else f"{100.0 * share:.1f}%"
+
+
+def _two(seconds: float, large: float, large_name: str, small: float, small_name: str) -> str:
+    whole, rest = divmod(round(seconds / small), round(large / small))
+    return f"{whole} {large_name}" + (f" {rest} {small_name}" if rest else "")

@@ -1,0 +1,305 @@
+"""The verbs of `retrain`. Heavy modules are imported inside a verb, so that help is instant.
+
+Help is plain text (`rich_markup_mode=None`): importing what draws boxes around it would take
+longer than everything else together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from retrain import __version__
+from retrain.errors import ConfigError, InputError, RetrainError
+
+if TYPE_CHECKING:
+    from retrain.config.load import LoadedConfig, Override
+
+app = typer.Typer(
+    name="retrain",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[
+    Path | None, typer.Argument(metavar="X.toml", help="The config; without it, ./retrain.toml.")
+]
+Overrides = Sequence["Override"]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Seeds of a campaign.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+SHORTHANDS: dict[str, tuple[str, str, type, str]] = {
+    "--seed": ("training", "seed", int, "Seed of a single run."),
+    "--max-steps": ("training", "max_steps", int, "Training steps a run."),
+    "--lr": ("training", "lr", float, "Learning rate."),
+    "--batch-size": ("training", "batch_size", int, "Problems a step."),
+    "--group-size": ("training", "group_size", int, "Completions a problem."),
+    "--max-tokens": ("training", "max_tokens", int, "Longest completion."),
+    "--temperature": ("training", "temperature", float, "Sampling temperature."),
+    "--model": ("model", "model", str, "embedded, a folder, or a hub id."),
+    "--lora-rank": ("model", "lora_rank", int, "Rank of the adapter."),
+    "--advantage-mode": ("algorithm", "advantage_mode", str, "grpo, maxrl, or a plugin."),
+    "--transform-mode": ("algorithm", "transform_mode", str, "none, gtpo, …, or a plugin."),
+    "--device": ("backend", "device", str, "auto, cpu, cuda, cuda:1."),
+    "--log-dir": ("logging", "log_dir", str, "Folder under which results are written."),
+}
+"""Options that are short for `--set table.key=…`: table, key, type, help."""
+
+
+def _takes_overrides(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb `--set` and the shorthand options; it receives them all as `overrides`."""
+    names = {flag.removeprefix("--").replace("-", "_"): flag for flag in SHORTHANDS}
+
+    def wrapped(sets: list[str] | None = None, **arguments: Any) -> None:
+        from retrain.config.load import Override, parse_set
+
+        overrides = [parse_set(text) for text in sets or ()]
+        for name, flag in names.items():
+            value = arguments.pop(name)
+            if value is not None:
+                table, key, *_ = SHORTHANDS[flag]
+                overrides.append(Override(table, key, value, flag))
+        verb(overrides=overrides, **arguments)
+
+    set_help = "Override any key of the config; repeatable."
+    set_option = typer.Option("--set", metavar="TABLE.KEY=VALUE", help=set_help)
+    annotations: dict[str, Any] = {
+        **{
+            name: Annotated[kind | None, typer.Option(flag, help=text)]
+            for name, flag in names.items()
+            for _, _, kind, text in [SHORTHANDS[flag]]
+        },
+        "sets": Annotated[list[str] | None, set_option],
+    }
+    own = inspect.signature(verb, eval_str=True).parameters
+    path, *others = [p for p in own.values() if p.name != "overrides"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
+    ]
+    parameters = [path, *added, *(p.replace(kind=keyword) for p in others)]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapped.__name__, wrapped.__doc__ = verb.__name__, verb.__doc__
+    return wrapped
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retrain {__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option(
+    "--version", help="Print the version and leave.", is_eager=True, callback=_print_version
+)
+
+
+@app.callback()
+def root(version: Annotated[bool, VERSION] = False) -> None:
+    """Train language models by reinforcement learning: a TOML file in, evidence out.
+
+    retrain X.toml trains what the file describes, one run or a whole campaign.
+    """
+
+
+@app.command(short_help="Train a run or a campaign; this verb may be left out.")
+@_takes_overrides
+def run(
+    path: ConfigPath = None,
+    *,
+    overrides: Overrides,
+    seeds: Seeds = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of a single run.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+    condition: Annotated[str | None, typer.Option("--condition", hidden=True)] = None,
+) -> None:
+    """Train what a config describes: a run, or a campaign (the verb may be left out)."""
+    loaded, warnings = _load(path, overrides, seeds)
+    for option, value in (("--run-dir", run_dir), ("--name", name), ("--condition", condition)):
+        if loaded.is_campaign and value is not None:
+            raise InputError(f"{option} is for a single run, and {loaded.name} is a campaign")
+    # A run of a campaign that is trained again was warned about as a part of its campaign.
+    for warning in warnings if condition is None else ():
+        typer.echo(f"warning: {warning}", err=True)
+    if loaded.is_campaign:
+        from retrain.experiments.campaign import run_campaign
+
+        raise typer.Exit(run_campaign(loaded).exit_code)
+    from retrain.experiments.single import run_single
+
+    raise typer.Exit(run_single(loaded, run_dir=run_dir, name=name, condition=condition).exit_code)
+
+
+@app.command(short_help="Check a config and show what it would do.")
+@_takes_overrides
+def explain(
+    path: ConfigPath = None,
+    *,
+    overrides: Overrides,
+    seeds: Seeds = None,
+    as_json: Json = False,
+) -> None:
+    """Check a config and show what it would do: values, runs, steps, time. Trains nothing."""
+    loaded, warnings = _load(path, overrides, seeds)
+    from retrain.config import explain as explaining
+
+    explanation = explaining.explain(loaded, warnings)
+    if as_json:
+        _print_json(explanation)
+    else:
+        explaining.render(explanation)
+
+
+@app.command(short_help="Show how campaigns and runs stand.")
+def status(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER…", help="Log, campaign or run folders; without any, logs."),
+    ] = None,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until all is done.")] = False,
+) -> None:
+    """Show how campaigns and runs stand."""
+    from retrain.analysis.status import status_command
+
+    raise typer.Exit(status_command(paths or [], as_json=as_json, watch=watch))
+
+
+@app.command(short_help="Write a campaign's report anew.")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="CAMPAIGN", help="A campaign's folder.")],
+) -> None:
+    """Write a campaign's report.md anew from its files."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a campaign")
+    from retrain.analysis.report import write_report
+
+    typer.echo(write_report(folder))
+
+
+@app.command(short_help="List modes, losses, tasks, rewards.")
+def plugins(path: ConfigPath = None, as_json: Json = False) -> None:
+    """List modes, losses, tasks and rewards: the built-in ones, and the functions that a config
+    could name because they lie beside it or in its search paths."""
+    from retrain import catalogue
+
+    entries = catalogue.catalogue(path)
+    if as_json:
+        _print_json(entries)
+    else:
+        catalogue.render(entries)
+
+
+@app.command(short_help="Write a commented config to start from.")
+def init(
+    template: Annotated[
+        str, typer.Argument(metavar="TEMPLATE", help="quickstart, experiment or campaign.")
+    ] = "quickstart",
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write it.")] = Path(
+        "retrain.toml"
+    ),
+    list_all: Annotated[bool, typer.Option("--list", help="List the templates.")] = False,
+) -> None:
+    """Write a commented config to start from; never over an existing file."""
+    from retrain import templates
+
+    if list_all:
+        for name, summary in templates.summaries().items():
+            typer.echo(f"{name:<12}{summary}")
+        return
+    templates.write(template, to)
+    argument = "" if to == Path("retrain.toml") else f" {to}"
+    typer.echo(f"wrote {to}")
+    typer.echo(f"look at it: retrain explain{argument}")
+    typer.echo(f"train:      retrain{argument}")
+
+
+@app.command(short_help="Show what this machine has and lacks.")
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine has, and what each missing part would give.
+
+    The exit code is 1 when something that every run needs is missing.
+    """
+    from retrain import doctor as examining
+
+    examination = examining.examine()
+    if as_json:
+        _print_json(examination)
+    else:
+        examining.render(examination)
+    raise typer.Exit(0 if examination["ok"] else 1)
+
+
+def _load(
+    path: Path | None, overrides: Sequence[Override], seeds: str | None
+) -> tuple[LoadedConfig, list[str]]:
+    from retrain.preflight import load_checked
+
+    try:
+        numbers = None if seeds is None else [int(part) for part in seeds.split(",")]
+    except ValueError:
+        message = f"--seeds {seeds}: write whole numbers with commas between, e.g. --seeds 42,101"
+        raise InputError(message) from None
+    return load_checked(path, overrides, numbers)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _with_verb(arguments: Sequence[str]) -> list[str]:
+    """`X.toml --lr 1` -> `run X.toml --lr 1`."""
+    commands = [command.callback for command in app.registered_commands]
+    verbs = [command.__name__ for command in commands if command]
+    first = arguments[0] if arguments else ""
+    if first in (*verbs, "-h", "--help", "--version"):
+        return list(arguments)
+    if first and not first.startswith("-") and "." not in first and not Path(first).exists():
+        from difflib import get_close_matches
+
+        near = get_close_matches(first, verbs, n=1)
+        if near:
+            raise InputError(f"{first}: no such file, and no such verb; did you mean {near[0]}?")
+    return ["run", *arguments]
+
+
+def _say_error(error: RetrainError) -> None:
+    count = len(error.issues) if isinstance(error, ConfigError) else 1
+    heading = "error: " if count == 1 else f"{count} errors, nothing was started:\n"
+    typer.echo(f"{heading}{error}", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The program. Leaves with 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted."""
+    try:
+        app(_with_verb(sys.argv[1:] if arguments is None else arguments), prog_name="retrain")
+    except RetrainError as error:
+        _say_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except OSError as error:
+        # A full disk or a folder without permission is no bug.
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except Exception:
+        import traceback
+
+        typer.echo(traceback.format_exc(), err=True)
+        typer.echo("this is a bug in retrain: please report it with the lines above", err=True)
+        sys.exit(1)
+    sys.exit(0)

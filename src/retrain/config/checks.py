@@ -1,0 +1,338 @@
+"""Checks that need more than one key. Each says which key is wrong and what to do.
+
+`check_run` judges one merged config. `check` judges all conditions: what is wrong in every one of
+them is told once, at the base config's key; a key that is idle in some conditions and read in
+others is fine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+
+from retrain.config.conditions import Condition
+from retrain.config.messages import near, show
+from retrain.config.schema import RetrainConfig, RunConfig
+
+LOSS_KEYS = {
+    "eps_low": ("ppo", "gspo"),
+    "eps_high": ("ppo", "gspo"),
+    "dual_clip": ("ppo",),
+    "ratio_max": ("cispo",),
+}
+"""Keys of `[loss]` and the types that read them."""
+
+TRANSFORM_TABLES = {
+    "gtpo": ("gtpo", "gtpo_hicra", "gtpo_sepa"),
+    "hicra": ("gtpo_hicra",),
+    "sepa": ("gtpo_sepa",),
+}
+"""Tables and the built-in transform modes that read them."""
+
+GREEDY_BELOW = 0.01
+COLD_BELOW = 0.2
+LARGE_LR = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with, or odd about, a combination of keys.
+
+    also:    other keys it depends on; when one of those is in error itself, nothing is said.
+    is_idle: the key is written and nothing reads it.
+    """
+
+    key: str
+    message: str
+    also: tuple[str, ...] = ()
+    is_error: bool = True
+    is_idle: bool = False
+
+
+def check(
+    config: RetrainConfig,
+    conditions: Sequence[Condition],
+    written: Set[str],
+    tainted: Set[str] = frozenset(),
+) -> list[Finding]:
+    """Everything odd about a config, each thing once.
+
+    written: `table.key` of what the base config writes. tainted: keys in error already.
+    """
+    found: dict[Finding | str, tuple[Finding, list[Condition]]] = {}
+    for condition in conditions:
+        for finding in check_run(condition.config, written | condition.written):
+            # Conditions may each have a reason of their own for not reading a key.
+            same = finding.key if finding.is_idle else finding
+            found.setdefault(same, (finding, []))[1].append(condition)
+    findings = []
+    for finding, holders in found.values():
+        if len(holders) == len(conditions):
+            findings.append(finding)
+            continue
+        own = [holder for holder in holders if finding.key in holder.written]
+        if own:
+            findings += [replace(finding, key=f"{holder.place}.{finding.key}") for holder in own]
+        elif not finding.is_idle:
+            where = ", ".join(holder.label for holder in holders)
+            findings.append(replace(finding, message=f"{finding.message} (in {where})"))
+    findings += _check_campaign(config, conditions, written)
+    bare = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in tainted}
+    return [f for f in findings if not {f.key, *f.also} & (bare | tainted)]
+
+
+def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    """What is odd about one run's config.
+
+    A key that is written with its default value is never idle: resolved configs write all.
+    """
+    written = {place for place in written if _differs(run, place)}
+    yield from _training(run, written)
+    yield from _sampling(run)
+    yield from _loss(run, written)
+    yield from _algorithm(run, written)
+    yield from _data_and_reward(run, written)
+    yield from _evaluation(run, written)
+    yield from _places(run, written)
+
+
+def without_idle(run: RunConfig) -> RunConfig:
+    """`run` with every key that it inherits but must not write set to its default.
+
+    A condition may inherit `eps_low` and change the loss to one that has none; its resolved
+    config is a valid config of its own.
+    """
+    everything = {
+        f"{table}.{key}"
+        for table in RunConfig.model_fields
+        for key in getattr(run, table).__class__.model_fields
+    }
+    for finding in check_run(run, everything):
+        if finding.is_idle and finding.is_error:
+            table, _, key = finding.key.partition(".")
+            held = getattr(run, table)
+            default = type(held).model_fields[key].get_default(call_default_factory=True)
+            run = run.model_copy(update={table: held.model_copy(update={key: default})})
+    return run
+
+
+def _differs(run: RunConfig, place: str) -> bool:
+    table, _, key = place.partition(".")
+    held = getattr(run, table, None)
+    if held is None or key not in type(held).model_fields:
+        return False
+    default = type(held).model_fields[key].get_default(call_default_factory=True)
+    return bool(getattr(held, key) != default)
+
+
+def _idle(key: str, reason: str, *also: str, is_error: bool = False) -> Finding:
+    message = f"is written, but nothing reads it: {reason}"
+    return Finding(key, message, also, is_error=is_error, is_idle=True)
+
+
+def _training(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    training = run.training
+    if training.warmup_steps >= training.max_steps:
+        yield Finding(
+            "training.warmup_steps",
+            f"a warm-up of {training.warmup_steps} steps never ends in a run of "
+            f"{training.max_steps}; make it shorter than max_steps",
+            ("training.max_steps",),
+        )
+    rows = training.batch_size * training.group_size
+    if rows % training.minibatches:
+        yield Finding(
+            "training.minibatches",
+            f"{rows} completions (batch_size {training.batch_size} x group_size "
+            f"{training.group_size}) cannot be shared equally among {training.minibatches}",
+            ("training.batch_size", "training.group_size"),
+        )
+    mode = run.algorithm.algorithm_mode or run.algorithm.advantage_mode
+    if training.group_size == 1 and mode in ("grpo", "maxrl"):
+        yield Finding(
+            "training.group_size",
+            f"{mode} compares the completions of a problem with each other; with one completion "
+            "nothing is learnt; take 2 or more, e.g. 8",
+        )
+    if training.lr >= 1.0:
+        yield Finding("training.lr", f"{training.lr:g} cannot be meant; a usual value is 4e-5")
+    elif training.lr > LARGE_LR:
+        message = f"{training.lr:g} is very large; training will likely diverge"
+        yield Finding("training.lr", message, is_error=False)
+    micro = training.micro_batch_tokens
+    if micro != "auto" and micro < training.max_tokens:
+        yield Finding(
+            "training.micro_batch_tokens",
+            f"{micro} is less than one completion of max_tokens = {training.max_tokens}; such a "
+            "completion is computed alone and needs more memory than this suggests",
+            ("training.max_tokens",),
+            is_error=False,
+        )
+    if "training.keep_last" in written and training.keep_last and not training.save_every:
+        yield _idle("training.keep_last", "save_every = 0 writes no checkpoints")
+
+
+def _sampling(run: RunConfig) -> Iterator[Finding]:
+    for table, temperature in (
+        ("training", run.training.temperature),
+        ("evaluation", run.evaluation.temperature),
+    ):
+        remedy = {
+            "training": "training needs completions that differ; take 0.6 to 1.0",
+            "evaluation": "for greedy accuracy set greedy = true and leave temperature at 1.0",
+        }[table]
+        key = f"{table}.temperature"
+        if temperature < GREEDY_BELOW:
+            yield Finding(key, f"{temperature:g} is as good as greedy; {remedy}")
+        elif temperature < COLD_BELOW and table == "training":
+            yield Finding(key, f"{temperature:g} is nearly greedy; {remedy}", is_error=False)
+    if run.training.top_p < 1.0:
+        wrong = "the ratio of policy and sampler would be wrong, since the sampler's truncated "
+        wrong += "probabilities are not the policy's"
+        if run.loss.type != "importance_sampling":
+            yield Finding(
+                "training.top_p",
+                f"top_p < 1 with [loss] type = {show(run.loss.type)}: {wrong}; set top_p = 1.0, or "
+                'type = "importance_sampling"',
+                ("loss.type",),
+            )
+        if run.loss.kl_coef > 0:
+            yield Finding(
+                "training.top_p",
+                f"top_p < 1 with [loss] kl_coef > 0: {wrong}; set top_p = 1.0, or kl_coef = 0.0",
+                ("loss.kl_coef",),
+            )
+
+
+def _loss(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    for key, types in LOSS_KEYS.items():
+        if getattr(run.loss, key) is not None and run.loss.type not in types:
+            readers = " and ".join(show(name) for name in types)
+            reason = f"type = {show(run.loss.type)}; it is for {readers}"
+            yield _idle(f"loss.{key}", reason, "loss.type", is_error=True)
+    if "loss.kl_estimator" in written and run.loss.kl_coef == 0:
+        yield _idle("loss.kl_estimator", "kl_coef = 0", "loss.kl_coef", is_error=True)
+
+
+def _algorithm(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    algorithm = run.algorithm
+    if algorithm.algorithm_mode:
+        for mode in ("advantage_mode", "transform_mode"):
+            if f"algorithm.{mode}" in written:
+                reason = "algorithm_mode replaces both modes; write either it or them"
+                yield _idle(f"algorithm.{mode}", reason, "algorithm.algorithm_mode", is_error=True)
+        return
+    transform = algorithm.transform_mode
+    for table, modes in TRANSFORM_TABLES.items():
+        if transform in modes or "." in transform:
+            continue
+        for key in sorted(key for key in written if key.startswith(f"{table}.")):
+            reason = f"transform_mode = {show(transform)}; it is for {', '.join(modes)}"
+            yield _idle(key, reason, "algorithm.transform_mode")
+    if run.gtpo.beta > 1 and transform in TRANSFORM_TABLES["gtpo"]:
+        message = f"{run.gtpo.beta:g} is above 1: tokens below the mean can lose all their credit"
+        yield Finding("gtpo.beta", message, is_error=False)
+
+
+def _data_and_reward(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    data, reward = run.data, run.reward
+    if data.source == "jsonl" and not data.path:
+        message = 'is missing; source = "jsonl" needs the file, e.g. path = "problems.jsonl"'
+        yield Finding("data.path", message, ("data.source",))
+    if data.source == "arithmetic":
+        if data.path:
+            reason = 'source = "arithmetic"; write source = "jsonl" to train on the file'
+            yield _idle("data.path", reason, "data.source", is_error=True)
+        for key in ("max_examples", "shuffle"):
+            if f"data.{key}" in written:
+                yield _idle(f"data.{key}", "arithmetic draws its problems without end")
+    if reward.type == "custom":
+        for key, example in (("custom_module", "my_rewards"), ("custom_function", "score")):
+            if not getattr(reward, key):
+                message = f'is missing; type = "custom" needs it, e.g. {key} = "{example}"'
+                yield Finding(f"reward.{key}", message, ("reward.type",))
+    else:
+        for key in ("custom_module", "custom_function", "correct_threshold"):
+            if f"reward.{key}" in written:
+                reason = f'type = {show(reward.type)}; it is for "custom"'
+                yield _idle(f"reward.{key}", reason, "reward.type", is_error=True)
+
+
+def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    evaluation = run.evaluation
+    if evaluation.num_problems == 0:
+        for key in ("every", "before_training", "samples_per_problem", "temperature", "greedy"):
+            if f"evaluation.{key}" in written:
+                yield _idle(f"evaluation.{key}", "num_problems = 0 turns evaluation off")
+    elif evaluation.every > run.training.max_steps:
+        yield Finding(
+            "evaluation.every",
+            f"{evaluation.every} is more than the {run.training.max_steps} steps of a run; there "
+            "is no evaluation between the first and the last",
+            ("training.max_steps",),
+            is_error=False,
+        )
+
+
+def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    device = run.backend.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        numbered = re.fullmatch(r"(?:cuda|gpu):?(\d+)", device)
+        hint = [f"cuda:{numbered[1]}"] if numbered else ["cuda"] * (device == "gpu")
+        hint = hint or near(device, ("auto", "cpu", "cuda"))
+        remedy = f"; did you mean {hint[0]}?" if hint else ""
+        known = '"auto", "cpu", "cuda", or "cuda:1"'
+        yield Finding("backend.device", f"{show(device)} is no device; {known} is wanted{remedy}")
+    if run.model.model == "embedded" and run.model.revision:
+        reason = "the embedded model has no revisions"
+        yield _idle("model.revision", reason, "model.model", is_error=True)
+    elif run.model.model != "embedded" and near(run.model.model, ("embedded",)):
+        message = f'{show(run.model.model)} is not known; did you mean "embedded"?'
+        yield Finding("model.model", message)
+    grams = run.logging.strategic_grams
+    if isinstance(grams, str) and grams.strip().startswith("["):
+        try:
+            grams = json.loads(grams)
+        except json.JSONDecodeError as error:
+            yield Finding("logging.strategic_grams", f"is no JSON list: {error}")
+            return
+    if isinstance(grams, list) and not all(isinstance(g, str) and g.strip() for g in grams):
+        yield Finding("logging.strategic_grams", "every phrase must be text that is not empty")
+    elif "logging.strategic_grams" in written and not grams:
+        message = "is empty, which takes the 18 built-in phrases"
+        yield Finding("logging.strategic_grams", message, is_error=False)
+
+
+def _check_campaign(
+    config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
+) -> Iterator[Finding]:
+    campaign = config.campaign
+    if campaign is None:
+        return
+    twice = sorted({seed for seed in campaign.seeds if campaign.seeds.count(seed) > 1})
+    if twice:
+        message = f"{', '.join(map(str, twice))} is there more than once; every seed is one run"
+        yield Finding("campaign.seeds", message)
+    if "training.seed" in written:
+        message = "a campaign takes its seeds from [campaign].seeds"
+        yield _idle("training.seed", message)
+    if config.algorithm.algorithm_mode and not any(
+        condition.config.algorithm.algorithm_mode for condition in conditions
+    ):
+        reason = "every condition sets its advantage_mode and transform_mode"
+        yield _idle("algorithm.algorithm_mode", reason)
+    if not campaign.parallel:
+        for key in ("max_workers", "stagger_seconds"):
+            if f"campaign.{key}" in written and getattr(campaign, key):
+                yield _idle(f"campaign.{key}", "parallel = false trains one run after another")
+    seen: dict[str, Condition] = {}
+    for condition in conditions:
+        first = seen.setdefault(condition.config.model_dump_json(), condition)
+        if first is not condition and first.label != condition.label:
+            message = f"trains exactly what {first.label} trains"
+            yield Finding(condition.place, message, is_error=False)
+    if len(campaign.seeds) == 1 and len(conditions) > 1:
+        message = "one seed gives no interval: a difference between conditions may be chance"
+        yield Finding("campaign.seeds", message, is_error=False)

@@ -1,0 +1,272 @@
+"""TOML file -> `LoadedConfig`: resolved, validated, and with the source of every value.
+
+Errors are collected and raised together. What needs the parts themselves (plugins, files, models)
+is checked by `retrain.preflight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrain.config import checks, overrides
+from retrain.config.conditions import Condition, clashes, resolve, single
+from retrain.config.files import DEFAULT_FILE, read_toml
+from retrain.config.overrides import Override, parse_set
+from retrain.config.schema import RetrainConfig, RunConfig, Table
+from retrain.config.validation import validate
+from retrain.errors import ConfigError, ConfigIssue
+
+__all__ = [
+    "Condition",
+    "LoadedConfig",
+    "Override",
+    "Reading",
+    "config_from_mapping",
+    "load_config",
+    "parse_set",
+    "read_config",
+    "read_mapping",
+]
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config, resolved: what will run, and where each value came from.
+
+    path:       the TOML file; None when the config came from Python.
+    base_dir:   relative data paths, model folders and plugin folders are taken from here.
+    config:     the base config as written, with defaults and overrides.
+    sources:    `table.key` -> `default`, the file's name, or the option (`--lr`) that gave it.
+    conditions: one for a single run.
+    seeds:      one for a single run.
+    warnings:   what is allowed but probably not meant.
+    """
+
+    path: Path | None
+    base_dir: Path
+    config: RetrainConfig
+    sources: Mapping[str, str]
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def is_campaign(self) -> bool:
+        """Whether there is a `[campaign]` table."""
+        return self.config.campaign is not None
+
+    @property
+    def name(self) -> str:
+        """What messages call the config."""
+        return str(self.path) if self.path else "config"
+
+    def condition(self, label: str) -> Condition:
+        """The condition with this label."""
+        for condition in self.conditions:
+            if condition.label == label:
+                return condition
+        known = ", ".join(condition.label for condition in self.conditions)
+        message = f'no condition "{label}"; the conditions are {known}'
+        raise ConfigError([ConfigIssue("campaign.conditions", message, file=self.name)])
+
+    def run_config(self, condition: Condition, seed: int) -> RunConfig:
+        """Everything one run needs; paths are absolute, so it means the same in any folder."""
+        run = absolute(checks.without_idle(condition.config), self.base_dir)
+        training = run.training.model_copy(update={"seed": seed})
+        return run.model_copy(update={"training": training})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A config and what is wrong with it; wrong values are replaced by defaults in `loaded`."""
+
+    loaded: LoadedConfig
+    issues: tuple[ConfigIssue, ...]
+
+    def require(self) -> LoadedConfig:
+        """The config, or every error at once."""
+        if self.issues:
+            raise ConfigError(self.issues)
+        return self.loaded
+
+
+def load_config(
+    path: Path | str | None = None,
+    overrides: Sequence[Override] = (),
+    seeds: Sequence[int] | None = None,
+) -> LoadedConfig:
+    """Read a TOML file, or `./retrain.toml`. Raises ConfigError with all that is wrong."""
+    return read_config(path, overrides, seeds).require()
+
+
+def config_from_mapping(
+    values: Mapping[str, Any],
+    overrides: Sequence[Override] = (),
+    seeds: Sequence[int] | None = None,
+    base_dir: Path | str = ".",
+) -> LoadedConfig:
+    """The same for tables given as a dict: `{"training": {"lr": 1e-4}}`."""
+    return read_mapping(values, overrides, seeds, base_dir).require()
+
+
+def read_config(
+    path: Path | str | None = None,
+    overrides: Sequence[Override] = (),
+    seeds: Sequence[int] | None = None,
+) -> Reading:
+    """Like `load_config`, but gives the errors instead of raising them."""
+    path = Path(DEFAULT_FILE if path is None else path).expanduser()
+    values = read_toml(path)
+    return _resolve(values, path, path.parent.resolve(), path.name, overrides, seeds)
+
+
+def read_mapping(
+    values: Mapping[str, Any],
+    overrides: Sequence[Override] = (),
+    seeds: Sequence[int] | None = None,
+    base_dir: Path | str = ".",
+) -> Reading:
+    """Like `config_from_mapping`, but gives the errors instead of raising them."""
+    folder = Path(base_dir).absolute()
+    return _resolve(_as_toml(dict(values)), None, folder, "python", overrides, seeds)
+
+
+def _as_toml(value: Any) -> Any:
+    """A copy of `value` in the types that TOML knows."""
+    match value:
+        case Mapping():
+            return {key: _as_toml(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_as_toml(item) for item in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
+
+
+def _resolve(
+    values: dict[str, Any],
+    path: Path | None,
+    base_dir: Path,
+    origin: str,
+    given: Sequence[Override],
+    seeds: Sequence[int] | None,
+) -> Reading:
+    where = str(path) if path else "the config"
+    is_campaign = "campaign" in values
+    written = dict.fromkeys(_keys(values), origin)
+    issues: list[ConfigIssue] = []
+    if seeds is not None:
+        given = [*given, Override("campaign", "seeds", list(seeds), "--seeds")]
+    options, refused = overrides.apply(given, values, is_campaign=is_campaign, where=where)
+    written |= options
+    outcome = validate(RetrainConfig, values)
+    for table, key, message in outcome.problems:
+        place = f"{table}.{key}" if key else table
+        issues.append(ConfigIssue(place, message, file=_origin(place, options, written, path)))
+    issues += refused
+    bad = {issue.key for issue in issues}
+    written = {place: source for place, source in written.items() if place not in bad}
+    config, steps_source = _settle_steps(outcome.config, written)
+    sources = {place: written.get(place, "default") for place in _all_keys(config)} | steps_source
+
+    if config.campaign is None:
+        conditions: tuple[Condition, ...] = (single(config),)
+        run_seeds: tuple[int, ...] = (config.training.seed,)
+    else:
+        conditions, wrong = resolve(config)
+        wrong += clashes(conditions, {issue.key for issue in (*issues, *wrong)})
+        issues += [ConfigIssue(issue.key, issue.message, file=str(path or "")) for issue in wrong]
+        issues += overrides.conflicts(given, [(c.label, c.written) for c in conditions])
+        run_seeds = tuple(config.campaign.seeds)
+
+    tainted = {issue.key for issue in issues}
+    findings = checks.check(config, conditions, frozenset(written), frozenset(tainted))
+    for finding in findings:
+        if finding.is_error:
+            source = options.get(finding.key, str(path or ""))
+            issues.append(ConfigIssue(finding.key, finding.message, file=source))
+    warnings = tuple(f"{f.key}: {f.message}" for f in findings if not f.is_error)
+    loaded = LoadedConfig(path, base_dir, config, sources, conditions, run_seeds, warnings)
+    return Reading(loaded, tuple(issues))
+
+
+def _origin(
+    place: str, options: Mapping[str, str], written: Mapping[str, str], path: Path | None
+) -> str:
+    """The option or file that wrote a key, or anything in a table."""
+    sources = [
+        source for key, source in written.items() if key == place or key.startswith(f"{place}.")
+    ]
+    by_option = sources and all(source in options.values() for source in sources)
+    return sources[0] if by_option else str(path or "")
+
+
+def _settle_steps(
+    config: RetrainConfig, written: Mapping[str, str]
+) -> tuple[RetrainConfig, dict[str, str]]:
+    """Give `[campaign].max_steps` and `[training].max_steps` the one value that holds."""
+    if config.campaign is None:
+        return config, {}
+    if "campaign.max_steps" in written or "training.max_steps" not in written:
+        steps, source = config.campaign.max_steps, written.get("campaign.max_steps", "default")
+    else:
+        steps, source = config.training.max_steps, written["training.max_steps"]
+    training = config.training.model_copy(update={"max_steps": steps})
+    campaign = config.campaign.model_copy(update={"max_steps": steps})
+    settled = config.model_copy(update={"training": training, "campaign": campaign})
+    return settled, {"training.max_steps": source, "campaign.max_steps": source}
+
+
+def _keys(values: Mapping[str, Any]) -> list[str]:
+    """`table.key` of everything that is written."""
+    return [
+        f"{table}.{key}"
+        for table, keys in values.items()
+        if isinstance(keys, Mapping)
+        for key in keys
+    ]
+
+
+def _all_keys(config: RetrainConfig) -> list[str]:
+    tables = {name: getattr(config, name) for name in RetrainConfig.model_fields}
+    return [
+        f"{name}.{key}"
+        for name, table in tables.items()
+        if isinstance(table, Table)
+        for key in type(table).model_fields
+    ]
+
+
+def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
+    """`run` with absolute paths: inputs from the config's folder, outputs from the current one.
+
+    The config's folder is the first place where plugins are looked for.
+    """
+    update: dict[str, Table] = {}
+    if run.data.path:
+        update["data"] = run.data.model_copy(update={"path": _from(base_dir, run.data.path)})
+    if is_folder_name(run.model.model, base_dir):
+        update["model"] = run.model.model_copy(update={"model": _from(base_dir, run.model.model)})
+    log_dir = _from(Path.cwd(), run.logging.log_dir)
+    update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
+    folders = [str(base_dir), *(_from(base_dir, path) for path in run.plugins.search_paths)]
+    update["plugins"] = run.plugins.model_copy(update={"search_paths": [*dict.fromkeys(folders)]})
+    return run.model_copy(update=update)
+
+
+def is_folder_name(model: str, base_dir: Path) -> bool:
+    """Whether `[model].model` means a folder, and not the embedded model or a hub id."""
+    if model == EMBEDDED:
+        return False
+    looks_like_one = model.startswith((".", "/", "~")) or model.count("/") > 1
+    return looks_like_one or (base_dir / model).is_dir()
+
+
+def _from(folder: Path, path: str) -> str:
+    return str((folder / Path(path).expanduser()).resolve())

@@ -1,0 +1,342 @@
+"""The configuration: one strict model a TOML table.
+
+The docstring under each field is the reference that `docs/configuration.md` prints. Checks of
+one value live in its type; checks that need two values live in `config/checks.py`; checks that
+need the parts themselves (plugins, models, files) live in `preflight.py`. Nothing here imports
+torch or any other part of retrain.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STANDARD_SEEDS = (42, 101, 202, 303, 404, 505, 606, 707)
+
+STANDARD_CONDITIONS = (
+    ("grpo", "none"),
+    ("maxrl", "none"),
+    ("maxrl", "gtpo"),
+    ("maxrl", "gtpo_hicra"),
+    ("maxrl", "gtpo_sepa"),
+)
+
+AdvantageMode = Annotated[str, Field(min_length=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys, wrong types and non-finite numbers are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=False,
+    )
+
+
+class ModelConfig(Table):
+    """`[model]`: the base model and the LoRA adapter that is trained on it."""
+
+    model: Annotated[str, Field(min_length=1)] = "embedded"
+    """`"embedded"` for the tiny model that ships with retrain, a local folder, or a hub id."""
+    revision: str = ""
+    """Branch, tag or commit of a hub model; empty takes the default branch."""
+    lora_rank: PositiveInt = 32
+    """Rank r of the LoRA adapter."""
+    lora_alpha: Annotated[float, Field(ge=0.0)] = 0.0
+    """LoRA alpha; the adapter is scaled by alpha / rank. 0 means 2 x rank."""
+    lora_targets: Literal["all-linear"] | Names = "all-linear"
+    """`"all-linear"` (every linear layer but the output head), or a list of module names such
+    as `["q_proj", "v_proj"]`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the frozen base weights. `auto`: float32 on a CPU, bfloat16 on a GPU. The adapter
+    and its optimizer are always float32."""
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha` with its default filled in."""
+        return self.lora_alpha or 2.0 * self.lora_rank
+
+
+class AlgorithmConfig(Table):
+    """`[algorithm]`: how rewards become credit for tokens."""
+
+    advantage_mode: AdvantageMode = "maxrl"
+    """Rewards of a group -> one number a completion: `grpo`, `maxrl`, or a dotted path."""
+    transform_mode: AdvantageMode = "gtpo_sepa"
+    """That number -> one number a token: `none`, `gtpo`, `gtpo_hicra`, `gtpo_sepa`, or a dotted
+    path."""
+    algorithm_mode: str = ""
+    """A dotted path that replaces both modes; empty for none."""
+    uncertainty_kind: AdvantageMode = "surprisal"
+    """A token's uncertainty: `surprisal`, `predictive_variance`, `shannon_entropy`, or a dotted
+    path."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters that the advantage, the transform and the algorithm function all see."""
+    advantage_params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the advantage function (they win over `params`). `grpo` knows `scale`:
+    `"none"` or `"std"`."""
+    transform_params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the transform function (they win over `params`)."""
+
+
+class GtpoConfig(Table):
+    """`[gtpo]`: weighting of tokens by their uncertainty."""
+
+    beta: Annotated[float, Field(ge=0.0)] = 0.1
+    """Strength: a token's weight is max(0, 1 + beta (h / mean h - 1))."""
+
+
+class HicraConfig(Table):
+    """`[hicra]`: extra credit for planning tokens."""
+
+    alpha: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Amplification of planning tokens; below 1, so that credit keeps its sign."""
+
+
+class SepaConfig(Table):
+    """`[sepa]`: the schedule by which execution tokens' uncertainty is pooled."""
+
+    steps: Count = 500
+    """Steps over which lambda rises from 0 to 1; 0 keeps it at 0."""
+    schedule: Literal["linear", "auto"] = "linear"
+    """`linear`, or `auto`: rises faster when the variance over execution tokens collapses."""
+    delay_steps: Count = 50
+    """Steps before lambda begins to rise."""
+    correct_rate_gate: Fraction = 0.1
+    """lambda stays 0 until a step's correct rate reaches this; 0 opens the gate at once."""
+
+
+class LossConfig(Table):
+    """`[loss]`: the policy-gradient loss."""
+
+    type: Literal["importance_sampling", "ppo", "gspo", "cispo"] = "importance_sampling"
+    """The loss per token; see `docs/algorithms.md`."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant", "sum"] = "token_mean"
+    """The denominator: completion tokens of the optimizer step, completions and their lengths,
+    `batch_size x group_size x max_tokens`, or 1."""
+    eps_low: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Lower clip of the ratio, for `ppo` (default 0.2) and `gspo` (default 3e-4)."""
+    eps_high: Annotated[float, Field(gt=0.0)] | None = None
+    """Upper clip of the ratio, for `ppo` (default 0.2) and `gspo` (default 4e-4)."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """For `ppo`: caps the loss of negative advantages at this ratio; off unless written."""
+    ratio_max: Annotated[float, Field(gt=0.0)] | None = None
+    """For `cispo`: absolute cap of the ratio (default 5)."""
+    kl_coef: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the KL penalty against the base model (adapter off); 0 costs nothing."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Estimator of that KL per token: `k2` = x^2 / 2, `k3` = exp(x) - 1 - x, with x = log base -
+    log policy."""
+
+
+class TrainingConfig(Table):
+    """`[training]`: steps, batches and the optimizer."""
+
+    seed: Seed = 42
+    """Names every random stream of the run."""
+    max_steps: PositiveInt = 500
+    """Training steps; each samples one batch."""
+    batch_size: PositiveInt = 8
+    """Problems a step."""
+    group_size: PositiveInt = 16
+    """Completions a problem."""
+    max_tokens: PositiveInt = 10240
+    """Longest completion, in tokens. For the embedded model at most 239 fit; 64 are enough."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Sampling temperature; the loss uses the same."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling. Below 1 only with `importance_sampling` and no KL penalty, whose ratio
+    then corrects for the truncation."""
+    lr: Annotated[float, Field(gt=0.0)] = 4e-5
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: constant, or falling to 0 at the last step."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay of the adapter."""
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.99]
+    """AdamW's two decay rates."""
+    grad_clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    updates_per_batch: PositiveInt = 1
+    """Passes over one batch of rollouts (PPO's epochs)."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps a pass, each on an equal share of the batch."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Padded tokens computed at once inside an optimizer step; changes memory and speed, never
+    the result."""
+    save_every: Count = 20
+    """Steps between checkpoints; 0 keeps only the final adapter."""
+    keep_last: Count = 0
+    """Checkpoints kept; 0 keeps all."""
+
+
+class DataConfig(Table):
+    """`[data]`: the task."""
+
+    source: Annotated[str, Field(min_length=1)] = "arithmetic"
+    """`arithmetic` (embedded, endless), `jsonl` (a file), or a dotted path to a function that
+    returns a task."""
+    path: str = ""
+    """The file, for `jsonl`: one object a line with `prompt`, `answer`, and optionally `id`,
+    `domain`, `split` (`train` or `held_out`)."""
+    max_examples: Count = 0
+    """Use only the first so many training problems; 0 uses all."""
+    shuffle: bool = True
+    """Visit a file's problems in a new order every epoch (the same for every condition)."""
+
+
+class RewardConfig(Table):
+    """`[reward]`: how a completion is judged."""
+
+    type: Literal["match", "custom"] = "match"
+    """`match`: the last `\\boxed{}` equals the reference answer. `custom`: your function."""
+    custom_module: str = ""
+    """For `custom`: the module, e.g. `my_rewards`."""
+    custom_function: str = ""
+    """For `custom`: the function in it, `fn(response, reference)` -> number; it may also take
+    `problem`."""
+    correct_threshold: float = 0.5
+    """For `custom`: a reward at or above this counts as correct in `correct_rate`."""
+
+
+class EvaluationConfig(Table):
+    """`[evaluation]`: held-out accuracy."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 evaluates only before and after training."""
+    before_training: bool = True
+    """Evaluate at step 0 as well."""
+    num_problems: Count = 128
+    """Held-out problems; 0 turns evaluation off."""
+    samples_per_problem: PositiveInt = 1
+    """Completions a problem at `temperature`."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Temperature of the sampled accuracy."""
+    greedy: bool = True
+    """Also measure greedy accuracy."""
+
+
+class BackendConfig(Table):
+    """`[backend]`: where the policy lives."""
+
+    backend: Literal["local"] = "local"
+    """`local`: torch on this machine."""
+    device: str = "auto"
+    """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`."""
+    threads: Count = 0
+    """CPU threads a worker; 0 takes one (several workers on a small machine are then fastest)."""
+
+
+class LoggingConfig(Table):
+    """`[logging]`: what is written, and where."""
+
+    log_dir: Annotated[str, Field(min_length=1)] = "logs"
+    """Folder under which runs and campaigns are written."""
+    strategic_grams: str | list[str] = ""
+    """Phrases that mark planning tokens, as a list, a JSON list or comma-separated; empty for
+    the 18 built-in ones."""
+    log_generations: Count = 4
+    """Completions a step written in full to `emergence/generations.jsonl`."""
+
+
+class PluginsConfig(Table):
+    """`[plugins]`: where dotted paths are looked up."""
+
+    search_paths: list[str] = Field(default_factory=list)
+    """Folders, besides the TOML file's own, from which plugin modules may be imported; relative
+    ones are taken from the TOML file's folder."""
+    strict: bool = True
+    """Refuse to start when a plugin cannot be imported or fails its trial call. `false` makes
+    that a warning, for plugins that only the workers' machine can load."""
+
+
+class ConditionConfig(Table):
+    """`[[campaign.conditions]]`: changes to the base config.
+
+    Any other table of the file may be repeated inside, with the keys to change.
+    """
+
+    name: str = ""
+    """Label of the condition; empty makes one from its modes and changes."""
+    advantage_mode: str = ""
+    """Empty takes `[algorithm].advantage_mode`."""
+    transform_mode: str = ""
+    """Empty takes `[algorithm].transform_mode`."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[model]`."""
+    algorithm: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[algorithm]`."""
+    gtpo: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[gtpo]`."""
+    hicra: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[hicra]`."""
+    sepa: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[sepa]`."""
+    loss: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[loss]`."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[training]`, except `seed`."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[data]`."""
+    reward: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[reward]`."""
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[evaluation]`."""
+    backend: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[backend]`."""
+
+
+class CampaignConfig(Table):
+    """`[campaign]`: conditions x seeds."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)] = list(STANDARD_SEEDS)
+    """Every condition is trained once under each of them."""
+    max_steps: PositiveInt = 500
+    """Training steps a run; overrides `[training].max_steps` only when it is written."""
+    parallel: bool = False
+    """Train runs at the same time, in several warm workers."""
+    max_workers: Count = 0
+    """Workers when `parallel`; 0 takes as many as there are runs, but on a CPU no more than
+    cores / threads."""
+    stagger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Pause between the starts of workers."""
+    conditions: list[ConditionConfig] = Field(default_factory=list)
+    """The conditions; none given takes the five standard ones."""
+
+
+class RunConfig(Table):
+    """Everything one run needs: the base config with a condition's changes merged in."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    gtpo: GtpoConfig = Field(default_factory=GtpoConfig)
+    hicra: HicraConfig = Field(default_factory=HicraConfig)
+    sepa: SepaConfig = Field(default_factory=SepaConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    backend: BackendConfig = Field(default_factory=BackendConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    plugins: PluginsConfig = Field(default_factory=PluginsConfig)
+
+
+class RetrainConfig(RunConfig):
+    """A whole TOML file: a run's tables, and `[campaign]` when it is a campaign."""
+
+    campaign: CampaignConfig | None = None

@@ -1,0 +1,127 @@
+"""What a campaign needs of whatever runs its workers: this machine, a cluster.
+
+An executor owns the queue and the workers. The campaign submits runs, reads events, and writes
+what they mean into the campaign's files; it never sees a process. A run submitted a second time
+(a retry, a resume) is simply another job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run to train. All that a worker needs to know stands in files it can reach."""
+
+    name: str
+    condition: str
+    config: Path
+    run_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker took the run."""
+
+    run: str
+    worker: int
+
+
+MEASURES = ("mean_reward", "correct_rate", "held_out_accuracy", "step_time_s")
+"""What of a row of `metrics.jsonl` is passed on, to be shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The run finished a step; numbers that the step did not measure are None."""
+
+    run: str
+    step: int
+    mean_reward: float | None = None
+    correct_rate: float | None = None
+    held_out_accuracy: float | None = None
+    step_time_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should read now, and not only in `run.log`."""
+
+    run: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run ended by itself; `status` is `done` or `diverged`."""
+
+    run: str
+    status: str
+    message: str
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run raised an error, or the worker that trained it is gone.
+
+    `kind` is the class of the error, or `worker-lost`, or `no-worker` when none would start.
+    """
+
+    run: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The run was stopped on request; it had begun when `started`."""
+
+    run: str
+    started: bool = True
+
+
+Event = Started | Row | Warned | Finished | Failed | Interrupted
+ENDINGS = (Finished, Failed, Interrupted)
+
+
+class Executor(Protocol):
+    """Trains jobs, several at a time if it can. Every job ends in exactly one of `ENDINGS`."""
+
+    @property
+    def slots(self) -> int:
+        """How many runs can train at the same time."""
+        ...
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue runs; they start in this order as workers become free."""
+        ...
+
+    def poll(self, timeout: float) -> list[Event]:
+        """What happened since the last call, in order; waits at most `timeout` seconds."""
+        ...
+
+    def stop(self) -> list[Event]:
+        """End all runs cleanly, by force where that fails, and return their last events.
+
+        Once it returns, no worker is left.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End all workers at once. Safe to call from a signal handler, and while stopping."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,125 @@
+"""The plan of a campaign: which runs, in which order, by which command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrain.config.load import LoadedConfig
+from retrain.config.schema import RunConfig
+from retrain.files import RUN_CONFIG_FILE
+
+RERUN_FOLDER = "rerun"
+"""Where the commands of the manifest put their runs, in the campaign's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One condition under one seed."""
+
+    name: str
+    condition: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def max_steps(self) -> int:
+        return self.config.training.max_steps
+
+    @property
+    def folder(self) -> str:
+        """Its folder, from the campaign's."""
+        return f"runs/{self.name}"
+
+    @property
+    def config_path(self) -> str:
+        """Its resolved config, from the campaign's folder."""
+        return f"{self.folder}/{RUN_CONFIG_FILE}"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What reruns it, in the campaign's folder."""
+        return self._command(self.config_path, f"{RERUN_FOLDER}/{self.name}")
+
+    def _command(self, config: str, run_dir: str) -> tuple[str, ...]:
+        command = ["retrain", "run", config, "--run-dir", run_dir]
+        return (*command, "--name", self.name, "--condition", self.condition)
+
+
+def plan_runs(loaded: LoadedConfig) -> tuple[PlannedRun, ...]:
+    """All runs of a campaign, seed by seed.
+
+    At any time every condition has been trained under nearly the same seeds, so a campaign that
+    ends early still compares like with like.
+    """
+    return tuple(
+        PlannedRun(
+            name=f"{condition.label}_s{seed}",
+            condition=condition.label,
+            seed=seed,
+            config=loaded.run_config(condition, seed),
+        )
+        for seed in loaded.seeds
+        for condition in loaded.conditions
+    )
+
+
+def rerun_script(runs: Sequence[PlannedRun]) -> str:
+    """`run_all.sh`: trains everything again from the resolved configs, from any folder."""
+    lines = [
+        f"run {shlex.quote(run.name)} {shlex.quote(run.condition)} {shlex.quote(run.config_path)}"
+        for run in runs
+    ]
+    return SCRIPT.format(
+        python=shlex.quote(sys.executable or "python3"), count=len(runs), runs="\n".join(lines)
+    )
+
+
+SCRIPT = """\
+#!/usr/bin/env bash
+# Trains the {count} runs of this campaign again, one after another, into a new folder:
+#
+#   ./run_all.sh [FOLDER]     (default: rerun_<time> beside this script)
+#
+# A failed run does not stop the others; the exit code is then 1. To use a certain retrain, put it
+# into the variable RETRAIN.
+set -u
+
+here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)" || exit 2
+out="${{1:-$here/rerun_$(date +%Y%m%d_%H%M%S)}}"
+mkdir -p "$out" || exit 2
+out="$(cd "$out" && pwd)" || exit 2
+
+if [ -n "${{RETRAIN:-}}" ]; then
+  retrain=("$RETRAIN")
+elif command -v retrain >/dev/null 2>&1; then
+  retrain=(retrain)
+else
+  retrain=({python} -m retrain)
+fi
+
+failed=()
+run() {{
+  local name="$1" condition="$2" config="$3" code=0
+  echo "== $name"
+  "${{retrain[@]}}" run "$here/$config" --run-dir "$out/$name" \\
+    --name "$name" --condition "$condition" || code=$?
+  if [ "$code" -eq 130 ]; then
+    echo "interrupted in $name" >&2
+    exit 130
+  fi
+  if [ "$code" -ne 0 ]; then
+    failed+=("$name")
+  fi
+}}
+
+{runs}
+
+if [ "${{#failed[@]}}" -gt 0 ]; then
+  echo "failed: ${{failed[*]}}" >&2
+  exit 1
+fi
+echo "all {count} runs done: $out"
+"""

@@ -1,0 +1,195 @@
+"""One run, trained in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from retrain.analysis.words import duration, percent, plural
+from retrain.config.load import LoadedConfig
+from retrain.errors import InputError
+from retrain.experiments.executors.executor import (
+    MEASURES,
+    Failed,
+    Finished,
+    Interrupted,
+    Row,
+    Started,
+    Warned,
+)
+from retrain.experiments.live import RunsView
+from retrain.experiments.paths import shown
+from retrain.experiments.threads import thread_environment, threads_of
+from retrain.experiments.worker import describe
+from retrain.files import METRICS_FILE, RUN_LOG_FILE, RunRecord, create_timestamped_folder
+
+
+@dataclass(frozen=True, slots=True)
+class SingleResult:
+    """How a run ended: `status` and `result` as in `run.json`."""
+
+    exit_code: int
+    run_dir: Path
+    status: str
+    message: str
+    result: Mapping[str, Any] | None
+
+
+def run_single(
+    loaded: LoadedConfig,
+    *,
+    run_dir: Path | None = None,
+    name: str | None = None,
+    condition: str | None = None,
+    console: Console | None = None,
+) -> SingleResult:
+    """Train one run and say what came out.
+
+    run_dir:   where it is written; must hold no run yet. By default a folder of its own in the
+               log folder.
+    name:      what the run is called, by default `<condition>_s<seed>`.
+    condition: label under which its numbers appear, by default made from its modes.
+    console:   where progress is shown; the standard output by default.
+    """
+    if loaded.is_campaign:
+        raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
+    console = console or Console()
+    if "torch" not in sys.modules:
+        os.environ.update(thread_environment(threads_of(loaded.config.backend)))
+    config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    condition = condition or loaded.conditions[0].label
+    name = name or f"{condition}_s{config.training.seed}"
+    if run_dir is None:
+        run_dir = create_timestamped_folder(Path(config.logging.log_dir), name)
+    else:
+        _claim(run_dir)
+    steps = config.training.max_steps
+    RunRecord.create(
+        run_dir, name=name, condition=condition, seed=config.training.seed, max_steps=steps
+    )
+    log = run_dir / RUN_LOG_FILE
+
+    def on_row(row: Mapping[str, Any]) -> None:
+        view.handle(Row(name, int(row["step"]), **{key: row.get(key) for key in MEASURES}))
+
+    with _terminable(), RunsView(console, [(name, steps)], title=name) as view:
+        with _warnings_to(view, name, log):
+            view.handle(Started(name, worker=1))
+            try:
+                from retrain.training.run import train_run
+
+                trained = train_run(config, run_dir, name=name, condition=condition, on_row=on_row)
+            except KeyboardInterrupt:
+                view.handle(Interrupted(name))
+                result = SingleResult(130, run_dir, "interrupted", "", None)
+            except Exception as error:
+                with log.open("a", encoding="utf-8") as file:
+                    traceback.print_exception(error, file=file)
+                message = describe(error)
+                view.handle(Failed(name, type(error).__name__, message))
+                exit_code = 2 if isinstance(error, InputError) else 1
+                result = SingleResult(exit_code, run_dir, "failed", message, None)
+            else:
+                fields = asdict(trained)
+                status, message = fields.pop("status"), fields.pop("message")
+                view.handle(Finished(name, status, message, fields))
+                result = SingleResult(int(status != "done"), run_dir, status, message, fields)
+        _settle(result)
+    _conclude(result, console)
+    return result
+
+
+def _claim(run_dir: Path) -> None:
+    """Refuse a folder that a run has written to; a planned run may still be pending in it."""
+    begun = RunRecord.exists(run_dir) and RunRecord.read(run_dir).status != "pending"
+    if begun or (run_dir / METRICS_FILE).exists():
+        raise InputError(f"{run_dir} already holds a run; give another --run-dir, or remove it")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir} is a file; --run-dir must be a folder")
+
+
+def _settle(result: SingleResult) -> None:
+    """Record the end of a run that failed before it could record anything itself."""
+    record = RunRecord.read(result.run_dir)
+    if not record.is_final:
+        record.update(status=result.status, message=result.message)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the run as Ctrl-C does: in order."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _ToView(logging.Handler):
+    def __init__(self, view: RunsView, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self._view = view
+        self._name = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._view.handle(Warned(self._name, record.getMessage()))
+
+
+@contextmanager
+def _warnings_to(view: RunsView, name: str, log: Path) -> Iterator[None]:
+    """retrain's warnings go to the terminal and to `run.log`."""
+    logger = logging.getLogger("retrain")
+    handlers = [_ToView(view, name), logging.FileHandler(log, encoding="utf-8")]
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _conclude(result: SingleResult, console: Console) -> None:
+    def say(message: str, style: str = "") -> None:
+        console.print(Text(message, style=style), soft_wrap=True)
+
+    measured = result.result
+    if measured is not None:
+        spent = duration(measured["wall_s"])
+        say(f"{plural(measured['steps'], 'step')} in {spent}")
+        for label, key in (("held-out accuracy", "accuracy"), ("greedy accuracy", "greedy")):
+            before, after = measured[f"{key}_before"], measured[f"{key}_after"]
+            if after is not None:
+                say(f"{label}: {percent(before, 'unknown')} before, {percent(after)} after")
+    if result.status != "done":
+        say(": ".join(filter(None, (result.status, result.message))), "red")
+    folder = shown(result.run_dir)
+    say(f"run:  {folder}")
+    if result.status in {"failed", "diverged"}:
+        log = shown(result.run_dir / RUN_LOG_FILE)
+        say(f"next: less {shlex.quote(log)}")
+    else:
+        say(f"next: retrain status {shlex.quote(folder)}")

@@ -1,0 +1,272 @@
+"""A warm worker: imports torch once, loads each base model once, trains run after run.
+
+    python -m retrain.experiments.worker COMMANDS_FD EVENTS_FD
+
+Commands come, and events go, as JSON lines on two pipes of their own, so nothing that a run
+prints can disturb them. What a run prints goes to its `run.log`, also from C code and
+subprocesses.
+
+Three ways to stop, from gentle to firm: the command `stop` (or the end of the command pipe, or
+SIGHUP: the campaign is gone) ends the run after the step it is in; SIGTERM ends it at once, still
+in order; SIGKILL loses the step. Ctrl-C in the terminal is the campaign's business, not ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import gc
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from retrain.config.schema import RunConfig
+from retrain.errors import RetrainError
+from retrain.experiments.executors.executor import MEASURES
+from retrain.files import RUN_LOG_FILE, json_line
+
+ORPHAN_GRACE_S = 60.0
+"""How long a run may take to reach the end of its step once the campaign is gone."""
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+
+class Train(Protocol):
+    """How a worker trains one run: `training.run.train_run` with its cache of base models."""
+
+    def __call__(
+        self, config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow
+    ) -> Any: ...
+
+
+def load_train() -> Train:
+    """The real training. This is where torch is imported."""
+    from retrain.training.run import BaseModels, train_run
+
+    bases = BaseModels()
+
+    def train(config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow) -> Any:
+        return train_run(
+            config, run_dir, name=name, condition=condition, bases=bases, on_row=on_row
+        )
+
+    return train
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """A run's resolved `config.toml`."""
+    return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+class Worker:
+    """The state of one worker process; see the module's docstring."""
+
+    def __init__(self, commands_fd: int, events_fd: int) -> None:
+        for descriptor in (commands_fd, events_fd):
+            os.set_inheritable(descriptor, False)
+        self._commands_fd = commands_fd
+        self._events_fd = events_fd
+        self._send_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._run = ""
+
+    def serve(self, load: Callable[[], Train]) -> int:
+        """Train what the campaign asks for until it asks for nothing more."""
+        self._listen_to_signals()
+        setup = self._jobs_from_pipe()
+        sys.path.extend(path for path in setup["sys_path"] if path not in sys.path)
+        warnings = logging.getLogger("retrain")
+        warnings.addHandler(logging.StreamHandler(sys.stderr))
+        warnings.addHandler(_EventHandler(self))
+        try:
+            train = load()
+            self.send("ready")
+            while not self._stopping.is_set() and (job := self._jobs.get()) is not None:
+                if not self._train(train, job):
+                    break
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Tell the campaign; when it is gone, stop after this step."""
+        line = (json_line({"event": event, **fields}) + "\n").encode()
+        try:
+            with self._send_lock:
+                view = memoryview(line)
+                while view:
+                    view = view[os.write(self._events_fd, view) :]
+        except OSError:
+            self._stopping.set()
+
+    def warn(self, message: str) -> None:
+        """Pass a warning on to the terminal."""
+        if self._run:
+            self.send("warned", run=self._run, message=message)
+
+    def _train(self, train: Train, job: Mapping[str, Any]) -> bool:
+        """Train one run; whether this process is still fit for another."""
+        fit = True
+        name, run_dir = str(job["name"]), Path(job["run_dir"])
+        self._run = name
+        self.send("started", run=name)
+        with _output_to(run_dir / RUN_LOG_FILE):
+            try:
+                result = train(
+                    read_run_config(Path(job["config"])),
+                    run_dir,
+                    name=name,
+                    condition=str(job["condition"]),
+                    on_row=self._on_row,
+                )
+            except KeyboardInterrupt:
+                self.send("interrupted", run=name)
+                raise
+            except BaseException as error:
+                traceback.print_exc()
+                # An unforeseen error may leave a process behind that fails every later run, as
+                # CUDA does after some: a fresh worker costs seconds.
+                fit = isinstance(error, RetrainError)
+                kind = type(error).__name__
+                self.send("failed", run=name, kind=kind, message=describe(error), retire=not fit)
+            else:
+                fields = dataclasses.asdict(result)
+                status, message = fields.pop("status"), fields.pop("message")
+                self.send("finished", run=name, status=status, message=message, result=fields)
+        self._run = ""
+        _release_memory()
+        return fit
+
+    def _on_row(self, row: Mapping[str, Any]) -> None:
+        measures = {key: row.get(key) for key in MEASURES}
+        self.send("row", run=self._run, step=row["step"], **measures)
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+
+    def _listen_to_signals(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda *_: self._stopping.set())
+        signal.signal(signal.SIGTERM, _interrupt)
+        _signal_when_parent_dies(signal.SIGHUP)
+
+    def _jobs_from_pipe(self) -> dict[str, Any]:
+        """Start to listen for commands; returns the first one, which is the set-up."""
+        commands = os.fdopen(self._commands_fd, "r", encoding="utf-8")
+        first = commands.readline()
+        if not first:
+            raise SystemExit(0)
+
+        def listen() -> None:
+            for line in commands:
+                command = json.loads(line)
+                if command["do"] == "stop":
+                    break
+                self._jobs.put(command)
+            else:
+                threading.Thread(target=_leave_in_time, daemon=True).start()
+            self._stopping.set()
+            self._jobs.put(None)
+
+        threading.Thread(target=listen, daemon=True).start()
+        setup: dict[str, Any] = json.loads(first)
+        return setup
+
+
+class _EventHandler(logging.Handler):
+    """Sends retrain's own warnings to the terminal; `run.log` has them as well."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(logging.WARNING)
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._worker.warn(record.getMessage())
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: our own as they are, others with their class."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RetrainError):
+        return text
+    if isinstance(error, SystemExit):
+        return f"the run called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything written to stdout and stderr goes to the file, whoever writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    saved = [os.dup(1), os.dup(2)]
+    _flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _release_memory() -> None:
+    """Give back what a run held, so that one that ran out of memory cannot starve the next."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave_in_time() -> None:
+    """For a run that never reaches the end of its step after the campaign is gone."""
+    time.sleep(ORPHAN_GRACE_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_GRACE_S / 4)
+    os._exit(1)
+
+
+def _signal_when_parent_dies(number: int) -> None:
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+def main(load: Callable[[], Train] = load_train) -> int:
+    """The entry point of the process that an executor starts."""
+    commands_fd, events_fd = (int(argument) for argument in sys.argv[1:3])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
+    return Worker(commands_fd, events_fd).serve(load)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,294 @@
+"""Files that survive a crash: atomic replacement, whole-line appends, `run.json`.
+
+Every file that a reader may meet half-written goes through here. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from retrain import __version__
+from retrain.errors import InputError
+
+RunStatus = Literal["pending", "running", "done", "diverged", "failed", "interrupted"]
+FINAL_STATUSES: frozenset[str] = frozenset({"done", "diverged", "failed", "interrupted"})
+
+RUN_FILE = "run.json"
+RUN_CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+RUN_LOG_FILE = "run.log"
+
+
+def utc_now() -> str:
+    """The present moment as `2026-01-31T12:00:00+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Replace `path` in one instant: readers see the old bytes or the new ones, never a mix."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            aside.chmod(mode)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+    """`atomic_write_bytes` for UTF-8 text."""
+    atomic_write_bytes(path, text.encode(), mode=mode)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def atomic_write_toml(path: Path, tables: Mapping[str, Any]) -> None:
+    """Replace `path` by `tables` as TOML, which has no null: leave such keys out."""
+    import tomli_w
+
+    atomic_write_text(path, tomli_w.dumps(tables))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created or renamed in a folder durable, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One row as one line of JSON, without the newline; non-finite numbers become null."""
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+
+
+def append_jsonl(path: Path, rows: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
+    """Append one row, or several, each as one whole line.
+
+    A line that an earlier, killed writer left torn is removed first, so that it can never run
+    into the new one.
+    """
+    rows = [rows] if isinstance(rows, Mapping) else list(rows)
+    if not rows:
+        return
+    data = "".join(json_line(row) + "\n" for row in rows).encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        _mend_last_line(descriptor)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a JSONL file; a torn last line is ignored, a missing file is empty."""
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_jsonl`, one row at a time."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise InputError(f"{path}: line {number} is not JSON: {error}") from error
+            if isinstance(row, dict):
+                yield row
+
+
+def create_timestamped_folder(parent: Path, prefix: str) -> Path:
+    """Make `<parent>/<prefix>_<YYYYMMDD_HHMMSS>`, with `_2`, `_3`, … when it is taken.
+
+    The folder is this caller's alone: of two processes in the same second each gets its own.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    base = f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}"
+    number = 1
+    while True:
+        folder = parent / (base if number == 1 else f"{base}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        return folder
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on, read without importing any of it."""
+    versions = {"retrain": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+class RunRecord:
+    """`run.json`: what a run is, how far it is, and how it ended.
+
+    One process writes it at a time: the campaign until a worker takes the run, then the
+    worker, and the campaign again when the worker is gone.
+    """
+
+    def __init__(self, run_dir: Path, data: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        self.data = data
+
+    @classmethod
+    def create(
+        cls, run_dir: Path, *, name: str, condition: str, seed: int, max_steps: int, **fields: Any
+    ) -> Self:
+        """Write a fresh `pending` record, making the folder when it is missing."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = cls(
+            run_dir,
+            {
+                "name": name,
+                "condition": condition,
+                "seed": seed,
+                "status": "pending",
+                "message": "",
+                "pid": None,
+                "host": None,
+                "started_at": None,
+                "updated_at": None,
+                "finished_at": None,
+                "step": 0,
+                "max_steps": max_steps,
+                "versions": library_versions(),
+                "device": None,
+                "threads": None,
+                "config_fingerprint": None,
+                "result": None,
+            },
+        )
+        record.update(**fields)
+        return record
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Self:
+        """The record of an existing run."""
+        path = run_dir / RUN_FILE
+        try:
+            data = read_json(path)
+        except FileNotFoundError:
+            raise InputError(f"{run_dir} holds no run: {RUN_FILE} is missing") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{path} is damaged: it holds no JSON object")
+        return cls(run_dir, data)
+
+    @staticmethod
+    def exists(run_dir: Path) -> bool:
+        """Whether the folder already holds a run."""
+        return (run_dir / RUN_FILE).exists()
+
+    @property
+    def status(self) -> str:
+        return str(self.data["status"])
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL_STATUSES
+
+    def update(self, **fields: Any) -> None:
+        """Change fields and replace the file.
+
+        A status brings its moments along: `running` fills pid, host and started_at, a final
+        one finished_at.
+        """
+        status = fields.get("status")
+        if status is not None and status not in get_args(RunStatus):
+            raise ValueError(f"unknown run status {status!r}")
+        now = utc_now()
+        if status == "running":
+            fields = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "started_at": now,
+                "finished_at": None,
+                **fields,
+            }
+        elif status in FINAL_STATUSES:
+            fields = {"finished_at": now, **fields}
+        self.data.update(fields, updated_at=now)
+        atomic_write_json(self.run_dir / RUN_FILE, self.data)
+
+
+def _mend_last_line(descriptor: int) -> None:
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        length = min(start, 1 << 16)
+        start -= length
+        tail = os.pread(descriptor, length, start) + tail
+    line = tail.rsplit(b"\n", 1)[-1]
+    try:
+        json.loads(line)
+    except ValueError:
+        os.ftruncate(descriptor, size - len(line))
+    else:
+        os.write(descriptor, b"\n")
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: numpy scalars unwrapped, non-finite floats as None."""
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")

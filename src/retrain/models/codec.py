@@ -1,0 +1,92 @@
+"""Text <-> tokens, through the tokenizer and chat template of a Hugging Face model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrain.errors import InputError
+from retrain.types import IntArray, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ChatCodec:
+    """Encodes problems as chat prompts and decodes completions.
+
+    eos_ids: every token id that ends a completion, from the tokenizer and the model's
+    generation config.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> None:
+        if not eos_ids:
+            raise InputError(
+                "model.model: neither the tokenizer nor generation_config.json names an end "
+                "token (eos_token_id), so completions could never stop; add one"
+            )
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise InputError(
+                "model.model: the tokenizer has no chat template; add chat_template.jinja to the "
+                "model folder, or use the model's instruction-tuned version"
+            )
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._piece_cache: dict[int, str] = {}
+
+    def encode(self, problem: Problem) -> IntArray:
+        """The prompt's token ids (tokens,), ending where the assistant begins."""
+        messages: Any = problem.messages
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return np.asarray(encoded["input_ids"], dtype=np.int64)
+
+    def decode(self, token_ids: IntArray) -> str:
+        """Text without special tokens."""
+        return str(
+            self.tokenizer.decode(
+                token_ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def decode_batch(self, rows: list[IntArray]) -> list[str]:
+        """`decode` of many rows at once."""
+        decoded: list[str] = self.tokenizer.batch_decode(
+            [row.tolist() for row in rows],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return decoded
+
+    def pieces(self, token_ids: IntArray) -> list[str]:
+        """Each token's share of `decode(token_ids)`; joined, they are that text.
+
+        Tokens decoded alone usually add up. Where they do not (a character split over several
+        byte tokens, a tokenizer that trims leading spaces), shares are the growth of the decoded
+        prefix, and a token that completes a character gets all of it.
+        """
+        ids = token_ids.tolist()
+        pieces = [self._piece(token) for token in ids]
+        text = self.decode(token_ids)
+        if "".join(pieces) == text:
+            return pieces
+        shares: list[str] = []
+        known = ""
+        for end in range(1, len(ids) + 1):
+            prefix = self.decode(token_ids[:end])
+            stable = prefix.rstrip("\ufffd") if end < len(ids) else text
+            if not stable.startswith(known):
+                stable = known
+            shares.append(stable[len(known) :])
+            known = stable
+        return shares
+
+    def _piece(self, token: int) -> str:
+        piece = self._piece_cache.get(token)
+        if piece is None:
+            piece = "" if token in self._special else str(self.tokenizer.decode([token]))
+            self._piece_cache[token] = piece
+        return piece

@@ -1,0 +1,160 @@
+"""What a model's folder says of itself, read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from retrain.config.load import EMBEDDED, is_folder_name
+from retrain.types import Problem
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A base model as far as its files tell.
+
+    path:     its folder; None for a hub model that is not on this machine yet.
+    context:  tokens of prompt and completion together; None when unknown.
+    problems: why it cannot be trained.
+    """
+
+    path: Path | None
+    context: int | None
+    problems: tuple[str, ...] = ()
+    _encode: Callable[[str], int] | None = field(default=None, repr=False)
+    _render: Callable[[Problem], str] | None = field(default=None, repr=False)
+
+    def prompt_tokens(self, problem: Problem) -> int | None:
+        """Tokens of the problem as a prompt; None when the folder does not allow to count."""
+        if self._encode is None or self._render is None:
+            return None
+        return self._encode(self._render(problem))
+
+
+@cache
+def inspect_model(name: str, base_dir: Path) -> ModelFolder:
+    """Look at `[model].model`: `embedded`, an absolute folder, or a hub id."""
+    if name == EMBEDDED:
+        from retrain.models.tiny import EMBEDDED_PATH
+
+        return _inspect(EMBEDDED_PATH)
+    if is_folder_name(name, base_dir):
+        return _inspect(Path(name))
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        problem = f'"{name}" is neither "embedded", nor a folder, nor a hub id like org/name'
+        return ModelFolder(None, None, (problem,))
+    if not isinstance(cached, str):
+        return ModelFolder(None, None)
+    # A download may be partial, and the worker completes it.
+    folder = _inspect(Path(cached).parent)
+    return ModelFolder(folder.path, folder.context, (), folder._encode, folder._render)
+
+
+def _inspect(path: Path) -> ModelFolder:
+    if not path.is_dir():
+        return ModelFolder(path, None, (f"there is no folder {path}",))
+    problems = []
+    config = _read_json(path / "config.json")
+    if config is None:
+        hint = _below(path)
+        problems.append(f"{path} holds no model: config.json is missing or damaged{hint}")
+        return ModelFolder(path, None, tuple(problems))
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        problems.append(f"{path} has no tokenizer (tokenizer.json)")
+    elif _template(path) is None:
+        problems.append(
+            f"{path} has no chat template; add chat_template.jinja, or use the model's "
+            "instruction-tuned version"
+        )
+    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        adapter = (path / "adapter_config.json").is_file()
+        hint = "; it is a LoRA adapter, name the base model" if adapter else ""
+        problems.append(f"{path} has no weights (*.safetensors){hint}")
+    text = config.get("text_config")
+    sources = [config, text if isinstance(text, dict) else {}]
+    context = next(
+        (
+            source[key]
+            for source in sources
+            for key in _CONTEXT_KEYS
+            if isinstance(source.get(key), int)
+        ),
+        None,
+    )
+    return ModelFolder(path, context, tuple(problems), _encoder(path), _renderer(path))
+
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def _below(path: Path) -> str:
+    inner = sorted(file.parent.name for file in path.glob("*/config.json"))
+    if (path / "adapter_config.json").is_file():
+        return "; it is a LoRA adapter, name the base model"
+    return f"; did you mean {path / inner[0]}?" if inner else ""
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _template(path: Path) -> str | None:
+    try:
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except OSError:
+        template = (_read_json(path / "tokenizer_config.json") or {}).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _encoder(path: Path) -> Callable[[str], int] | None:
+    if not (path / "tokenizer.json").is_file():
+        return None
+
+    def encode(text: str) -> int:
+        return len(tokenizer().encode(text, add_special_tokens=False).ids)
+
+    @cache
+    def tokenizer() -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
+
+    return encode
+
+
+def _renderer(path: Path) -> Callable[[Problem], str]:
+    """Prompt text through the chat template; without one that works, the bare messages."""
+
+    @cache
+    def template() -> Any:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        return ImmutableSandboxedEnvironment().from_string(_template(path) or "")
+
+    def render(problem: Problem) -> str:
+        bare = "".join(message["content"] for message in problem.messages)
+        try:
+            text = template().render(messages=problem.messages, add_generation_prompt=True)
+        except Exception:
+            # Templates may use extensions that only transformers provides; a count of the bare
+            # messages is then still a lower bound.
+            return bare
+        return str(text) or bare
+
+    return render

@@ -1,0 +1,361 @@
+"""A functional forward pass for Llama-like models, with the adapter merged into the weights.
+
+What it does differently from the Hugging Face module, and why it is several times faster on small
+models: query/key/value and gate/up are one product each; the adapter is merged once a session
+instead of being multiplied for every token, and the gradient of the merged weights is turned
+into the factors' gradients once an optimizer step; each prompt is computed once for all its
+completions, in training too; the head runs on completion positions only.
+
+Left out of the architectures it covers: sliding windows, attention and residual dropout (always
+off here), mixtures of experts, and every model type not in `SUPPORTED`; those run through
+`ModuleEngine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retrain.models.engine import Cache, Rows, pad_ids, token_logprobs
+from retrain.models.lora import LoraAdapter
+from retrain.types import IntArray
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+# Attention scores of longer rows are never held at once.
+_LONGEST_EXPLICIT_SCORES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """Linear layers that share their input, as one weight (all outs, in)."""
+
+    names: tuple[str, ...]
+    layers: tuple[nn.Linear, ...]
+    weight: Tensor
+    bias: Tensor | None
+
+    @staticmethod
+    def of(named: Sequence[tuple[str, nn.Linear]]) -> _Fused:
+        layers = tuple(layer for _, layer in named)
+        bias: Tensor | None = None
+        if any(layer.bias is not None for layer in layers):
+            parts: list[Tensor] = [
+                layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+                for layer in layers
+            ]
+            bias = torch.cat(parts).detach()
+        return _Fused(
+            names=tuple(name for name, _ in named),
+            layers=layers,
+            weight=torch.cat([layer.weight for layer in layers]).detach(),
+            bias=bias,
+        )
+
+    def slices(self) -> list[tuple[str, slice]]:
+        """Each layer's rows of the fused weight."""
+        spans: list[tuple[str, slice]] = []
+        start = 0
+        for name, layer in zip(self.names, self.layers, strict=True):
+            spans.append((name, slice(start, start + layer.out_features)))
+            start += layer.out_features
+        return spans
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One decoder layer's frozen parts."""
+
+    input_norm: Tensor
+    post_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    products: tuple[_Fused, _Fused, _Fused, _Fused]  # qkv, o, gate-up, down
+
+
+@dataclass(slots=True)
+class FusedCache:
+    """Keys and values (rows, kv heads, room, head size) of each layer; prompts are left-padded,
+    so that all rows write at the same column.
+
+    bias: (rows, 1, 1, room) 0 where a row may look, -inf elsewhere; positions: (rows,) position
+    of the next token; used: columns written.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    bias: Tensor
+    positions: Tensor
+    used: int
+
+    def repeat(self, times: int) -> None:
+        self.keys = [key.repeat_interleave(times, 0) for key in self.keys]
+        self.values = [value.repeat_interleave(times, 0) for value in self.values]
+        self.bias = self.bias.repeat_interleave(times, 0)
+        self.positions = self.positions.repeat_interleave(times, 0)
+
+    def select(self, index: Tensor) -> None:
+        self.keys = [key.index_select(0, index) for key in self.keys]
+        self.values = [value.index_select(0, index) for value in self.values]
+        self.bias = self.bias.index_select(0, index)
+        self.positions = self.positions.index_select(0, index)
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether this module is of a kind whose forward pass is written out here."""
+    config: Any = module.config
+    return (
+        config.model_type in SUPPORTED
+        and config.hidden_act == "silu"
+        and getattr(config, "sliding_window", None) is None
+    )
+
+
+class FusedEngine:
+    """Llama-like model, float32, adapter merged a session at a time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        model: Any = module
+        config = model.config
+        self.device: torch.device = next(module.parameters()).device
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        self.eps: float = config.rms_norm_eps
+        self.embedding: Tensor = model.model.embed_tokens.weight.detach()
+        self.head: Tensor = model.lm_head.weight.detach()
+        self.final_norm: Tensor = model.model.norm.weight.detach()
+        self._rotary: Any = model.model.rotary_emb
+        self.layers = [
+            self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(model.model.layers)
+        ]
+
+    @staticmethod
+    def _layer(prefix: str, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+
+        def named(owner: str, module: Any, *parts: str) -> _Fused:
+            return _Fused.of([(f"{prefix}.{owner}.{p}", getattr(module, p)) for p in parts])
+
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        return _Layer(
+            input_norm=layer.input_layernorm.weight.detach(),
+            post_norm=layer.post_attention_layernorm.weight.detach(),
+            q_norm=None if norms[0] is None else norms[0].weight.detach(),
+            k_norm=None if norms[1] is None else norms[1].weight.detach(),
+            products=(
+                named("self_attn", attention, "q_proj", "k_proj", "v_proj"),
+                named("self_attn", attention, "o_proj"),
+                named("mlp", mlp, "gate_proj", "up_proj"),
+                named("mlp", mlp, "down_proj"),
+            ),
+        )
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (tokens, 1, head size) at positions (tokens,)."""
+        cos, sin = self._rotary(self.embedding, positions[None])
+        return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
+
+    def session(self, adapter: LoraAdapter | None, train: bool = False) -> FusedSession:
+        return FusedSession(self, adapter, train)
+
+
+@dataclass(slots=True)
+class FusedSession:
+    """The engine with one adapter's values merged in."""
+
+    engine: FusedEngine
+    adapter: LoraAdapter | None
+    train: bool
+    weights: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        merged = [
+            tuple(self._merge(product) for product in layer.products)
+            for layer in self.engine.layers
+        ]
+        self.weights = merged  # type: ignore[assignment]
+
+    def _merge(self, product: _Fused) -> Tensor:
+        factors = self.adapter.factors if self.adapter is not None else {}
+        if not any(name in factors for name in product.names):
+            return product.weight
+        assert self.adapter is not None
+        merged = product.weight.clone()
+        for name, rows in product.slices():
+            if name in factors:
+                merged[rows].addmm_(factors[name].b, factors[name].a, alpha=self.adapter.spec.scale)
+        return merged.requires_grad_(self.train)
+
+    def write_gradients(self) -> None:
+        """d loss / d B = scale dW A^T and d loss / d A = scale B^T dW, from W + scale B A."""
+        adapter = self.adapter
+        assert adapter is not None
+        for layer, weights in zip(self.engine.layers, self.weights, strict=True):
+            for product, weight in zip(layer.products, weights, strict=True):
+                if weight.grad is None:
+                    continue
+                for name, rows in product.slices():
+                    factors = adapter.factors.get(name)
+                    if factors is not None:
+                        grad = weight.grad[rows]
+                        factors.grad_b.addmm_(grad, factors.a.T, alpha=adapter.spec.scale)
+                        factors.grad_a.addmm_(factors.b.T, grad, alpha=adapter.spec.scale)
+
+    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
+        engine = self.engine
+        ids, mask = pad_ids(prompts, engine.device, left=True)
+        count, width = ids.shape
+        room = width + max_new_tokens
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        cos, sin = engine.rotary(positions.flatten())
+        visible = mask[:, None, :] & torch.ones(width, width, device=ids.device).tril().bool()
+        bias = _bias(visible)[:, None]
+        shape = (count, engine.kv_heads, room, engine.head_dim)
+        cache = FusedCache(
+            keys=[],
+            values=[],
+            bias=torch.zeros((count, 1, 1, room), device=ids.device),
+            positions=mask.sum(1),
+            used=width,
+        )
+        cache.bias[:, 0, 0, :width] = _bias(mask)
+        x = F.embedding(ids.flatten(), engine.embedding)
+        for index, layer in enumerate(engine.layers):
+            q, k, v = self._qkv(x, index, cos, sin)
+            keys, values = x.new_zeros(shape), x.new_zeros(shape)
+            keys[:, :, :width] = _rows(k, count, width)
+            values[:, :, :width] = _rows(v, count, width)
+            cache.keys.append(keys)
+            cache.values.append(values)
+            mixed = _attend(_rows(q, count, width), keys[:, :, :width], values[:, :, :width], bias)
+            x = self._finish_layer(x, _flat(mixed), index, layer)
+        last = x.view(count, width, -1)[:, -1]
+        return cache, self._logits(last)
+
+    def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
+        assert isinstance(cache, FusedCache)
+        engine = self.engine
+        count = len(token_ids)
+        cos, sin = engine.rotary(cache.positions)
+        column = cache.used
+        bias = cache.bias[:, :, :, : column + 1]
+        x = F.embedding(token_ids, engine.embedding)
+        for index, layer in enumerate(engine.layers):
+            q, k, v = self._qkv(x, index, cos, sin)
+            cache.keys[index][:, :, column] = k
+            cache.values[index][:, :, column] = v
+            mixed = _attend(
+                q.view(count, engine.heads, 1, engine.head_dim),
+                cache.keys[index][:, :, : column + 1],
+                cache.values[index][:, :, : column + 1],
+                bias,
+            )
+            x = self._finish_layer(x, mixed.view(count, -1), index, layer)
+        cache.used += 1
+        cache.positions = cache.positions + 1
+        return self._logits(x)
+
+    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+        engine = self.engine
+        p, width = rows.prompts.shape
+        r, t = rows.token_ids.shape
+        inputs = rows.token_ids[:, :-1]
+        lengths = rows.prompt_mask.sum(1)  # (p,)
+        prompt_positions = torch.arange(width, device=lengths.device).expand(p, width)
+        positions = lengths[rows.prompt_index, None] + torch.arange(t - 1, device=lengths.device)
+        cos, sin = engine.rotary(torch.cat([prompt_positions.flatten(), positions.flatten()]))
+        causal = torch.ones(max(width, t), max(width, t), device=lengths.device).tril().bool()
+        prompt_bias = _bias(causal[:width, :width] & rows.prompt_mask[:, None, :])[:, None]
+        seen_prompt = rows.prompt_mask[rows.prompt_index, None, :].expand(r, t - 1, width)
+        seen_own = causal[: t - 1, : t - 1].expand(r, t - 1, t - 1)
+        row_bias = _bias(torch.cat([seen_prompt, seen_own], 2))[:, None]
+        split = [p * width, r * (t - 1)]
+        x = F.embedding(torch.cat([rows.prompts.flatten(), inputs.flatten()]), engine.embedding)
+        for index, layer in enumerate(engine.layers):
+            q, k, v = self._qkv(x, index, cos, sin)
+            (qp, qr), (kp, kr), (vp, vr) = (torch.split(z, split) for z in (q, k, v))
+            kp, vp = _rows(kp, p, width), _rows(vp, p, width)
+            prompt_out = _attend(_rows(qp, p, width), kp, vp, prompt_bias)
+            keys = torch.cat([kp[rows.prompt_index], _rows(kr, r, t - 1)], 2)
+            values = torch.cat([vp[rows.prompt_index], _rows(vr, r, t - 1)], 2)
+            row_out = _attend(_rows(qr, r, t - 1), keys, values, row_bias)
+            mixed = torch.cat([_flat(prompt_out), _flat(row_out)])
+            x = self._finish_layer(x, mixed, index, layer)
+        xp, xr = torch.split(x, split)
+        size = x.shape[1]
+        last = xp.view(p, width, size)[torch.arange(p, device=lengths.device), lengths - 1]
+        hidden = torch.cat([last[rows.prompt_index, None], xr.view(r, t - 1, size)], 1)
+        found = token_logprobs(
+            self._logits(hidden[rows.mask]), rows.token_ids[rows.mask], temperature
+        )
+        return found.new_zeros(r, t).masked_scatter(rows.mask, found)
+
+    def _qkv(self, x: Tensor, index: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """(tokens, hidden) -> q (tokens, heads, size), k and v (tokens, kv heads, size)."""
+        engine, layer = self.engine, self.engine.layers[index]
+        h, g, d = engine.heads, engine.kv_heads, engine.head_dim
+        normed = self._norm(x, layer.input_norm)
+        qkv = F.linear(normed, self.weights[index][0], layer.products[0].bias)
+        q, k, v = torch.split(qkv.view(-1, h + 2 * g, d), [h, g, g], 1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def _finish_layer(self, x: Tensor, mixed: Tensor, index: int, layer: _Layer) -> Tensor:
+        """Output product of the attention, residual, and the feed-forward block."""
+        _, o, gate_up, down = self.weights[index]
+        _, o_part, gate_up_part, down_part = layer.products
+        x = x + F.linear(mixed, o, o_part.bias)
+        gate, up = F.linear(self._norm(x, layer.post_norm), gate_up, gate_up_part.bias).chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, down, down_part.bias)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.engine.eps)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(self._norm(hidden, self.engine.final_norm), self.engine.head)
+
+
+def _rows(x: Tensor, rows: int, tokens: int) -> Tensor:
+    """(rows * tokens, heads, size) -> (rows, heads, tokens, size)"""
+    return x.view(rows, tokens, *x.shape[1:]).transpose(1, 2)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(rows, heads, tokens, size) -> (rows * tokens, heads * size)"""
+    r, h, t, d = x.shape
+    return x.transpose(1, 2).reshape(r * t, h * d)
+
+
+def _bias(visible: Tensor) -> Tensor:
+    """True where a position may look -> 0, elsewhere the smallest float (never -inf, so that a
+    padding row that sees nothing stays finite)."""
+    low = torch.finfo(torch.float32).min
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, low)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), half-split layout."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (rows, heads, queries, size), k and v (rows, kv heads, keys, size), bias broadcastable to
+    (rows, 1, queries, keys) -> (rows, heads, queries, size)."""
+    r, h, n, d = q.shape
+    g, m = k.shape[1], k.shape[2]
+    if m > _LONGEST_EXPLICIT_SCORES or q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=h != g)
+    grouped = q.reshape(r, g, (h // g) * n, d)
+    scores = torch.matmul(grouped, k.transpose(-1, -2)).view(r, h, n, m)
+    weights = (scores * d**-0.5 + bias).softmax(-1)
+    return torch.matmul(weights.view(r, g, (h // g) * n, m), v).view(r, h, n, d)

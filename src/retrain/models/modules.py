@@ -1,0 +1,161 @@
+"""Any Hugging Face causal LM through its own module, the adapter added as low-rank side products.
+
+The base weights stay as they are, in any dtype; the adapter's share of a layer's output is
+computed in float32. Slower than `FusedEngine` on small models, and needs no second copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retrain.models.engine import Cache, Rows, pad_ids, token_logprobs
+from retrain.models.lora import LoraAdapter, target_modules
+from retrain.types import IntArray
+
+_Leaves = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(slots=True)
+class ModuleCache:
+    """The module's own cache; mask (rows, tokens so far); positions (rows,) of the next token."""
+
+    inner: Any
+    mask: Tensor
+    positions: Tensor
+
+    def repeat(self, times: int) -> None:
+        self.inner.batch_repeat_interleave(times)
+        self.mask = self.mask.repeat_interleave(times, 0)
+        self.positions = self.positions.repeat_interleave(times, 0)
+
+    def select(self, index: Tensor) -> None:
+        self.inner.batch_select_indices(index)
+        self.mask = self.mask.index_select(0, index)
+        self.positions = self.positions.index_select(0, index)
+
+
+class ModuleEngine:
+    """Runs the module; forward hooks add the adapter that the current session names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        self.device: torch.device = next(module.parameters()).device
+        self._active: tuple[_Leaves, float] | None = None
+        for name, layer in target_modules(module, "all-linear").items():
+            layer.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Any:
+        def add_adapter(_layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self._active is None or name not in self._active[0]:
+                return output
+            leaves, scale = self._active
+            a, b = leaves[name]
+            side = F.linear(F.linear(args[0].float(), a), b)
+            return (output.float() + scale * side).to(output.dtype)
+
+        return add_adapter
+
+    @contextmanager
+    def using(self, leaves: _Leaves, scale: float) -> Iterator[None]:
+        """The adapter's factors for calls of the module inside this block."""
+        self._active = (leaves, scale)
+        try:
+            yield
+        finally:
+            self._active = None
+
+    def session(self, adapter: LoraAdapter | None, train: bool = False) -> ModuleSession:
+        return ModuleSession(self, adapter, train)
+
+
+@dataclass(slots=True)
+class ModuleSession:
+    """The engine with one adapter's factors.
+
+    In training they are leaves whose gradients accumulate straight into `adapter.grads`.
+    """
+
+    engine: ModuleEngine
+    adapter: LoraAdapter | None
+    train: bool
+    leaves: _Leaves = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leaves = {}
+        factors = {} if self.adapter is None else self.adapter.factors
+        for name, f in factors.items():
+            a, b = f.a.detach(), f.b.detach()
+            if self.train:
+                a.requires_grad_()
+                b.requires_grad_()
+                a.grad, b.grad = f.grad_a, f.grad_b
+            self.leaves[name] = (a, b)
+
+    def write_gradients(self) -> None:
+        """Nothing is left to do: backward passes wrote into `adapter.grads`."""
+
+    def _call(self, **inputs: Any) -> Any:
+        scale = 0.0 if self.adapter is None else self.adapter.spec.scale
+        with (
+            self.engine.using(self.leaves, scale),
+            nullcontext() if self.train else torch.no_grad(),
+        ):
+            return self.engine.module(**inputs)
+
+    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
+        del max_new_tokens  # the module's cache grows as it is needed
+        ids, mask = pad_ids(prompts, self.engine.device, left=True)
+        out = self._call(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = ModuleCache(out.past_key_values, mask, mask.sum(1))
+        return cache, out.logits[:, -1].float()
+
+    def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
+        assert isinstance(cache, ModuleCache)
+        cache.mask = F.pad(cache.mask, (0, 1), value=True)
+        out = self._call(
+            input_ids=token_ids[:, None],
+            attention_mask=cache.mask.long(),
+            position_ids=cache.positions[:, None],
+            past_key_values=cache.inner,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.positions = cache.positions + 1
+        return torch.as_tensor(out.logits[:, -1].float())
+
+    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+        r, t = rows.token_ids.shape
+        # Prompts end, and completions begin, at the same column in every row, so that the head
+        # runs on the last t + 1 columns only.
+        width = rows.prompts.shape[1]
+        shift = torch.arange(width, device=rows.prompts.device) - (
+            width - rows.prompt_mask.sum(1, keepdim=True)
+        )
+        left_ids = rows.prompts.gather(1, shift.clamp_min(0))
+        left_mask = shift >= 0
+        ids = torch.cat([left_ids[rows.prompt_index], rows.token_ids], 1)
+        mask = torch.cat([left_mask[rows.prompt_index], rows.mask], 1)
+        out = self._call(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=t + 1,
+        )
+        logits = out.logits[:, :-1][rows.mask].float()
+        found = token_logprobs(logits, rows.token_ids[rows.mask], temperature)
+        return found.new_zeros(r, t).masked_scatter(rows.mask, found)

@@ -1,0 +1,17 @@
+"""What each `[backend].backend` can do, known without importing what does it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from retrain.config.schema import LossConfig
+from retrain.policies.policy import Capabilities
+
+BACKENDS: dict[str, Capabilities] = {
+    "local": Capabilities(
+        exact_resume=True,
+        token_entropies=True,
+        losses=frozenset(get_args(LossConfig.model_fields["type"].annotation)),
+        kl_to_base=True,
+    ),
+}

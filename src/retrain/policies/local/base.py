@@ -1,0 +1,102 @@
+"""A base model, loaded once in a process, that hands out policies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrain.config.schema import BackendConfig, ModelConfig
+from retrain.errors import InputError
+from retrain.models.codec import ChatCodec
+from retrain.models.engine import Engine
+from retrain.models.fused import FusedEngine, supports
+from retrain.models.lora import LoraSpec, short_names, target_modules
+from retrain.models.modules import ModuleEngine
+from retrain.models.tiny import EMBEDDED_PATH
+
+# Merging the adapter keeps a second copy of the weights and their gradients.
+_LARGEST_FUSED_PARAMS = 200_000_000
+
+
+class BaseModel:
+    """Frozen weights, codec and engine. Policies share it; it keeps nothing of theirs."""
+
+    def __init__(self, module: Any, codec: ChatCodec, name: str) -> None:
+        self.module = module
+        self.codec = codec
+        self.name = name
+        self.device: torch.device = next(module.parameters()).device
+        self.context: int = module.config.max_position_embeddings
+        small = sum(p.numel() for p in module.parameters()) <= _LARGEST_FUSED_PARAMS
+        fused = self.device.type == "cpu" and module.dtype == torch.float32 and small
+        self.engine: Engine = (
+            FusedEngine(module) if fused and supports(module) else ModuleEngine(module)
+        )
+
+    def adapter_shapes(self, spec: LoraSpec) -> dict[str, tuple[int, int]]:
+        """(out, in) of each layer that `spec` adapts."""
+        chosen = target_modules(self.module, spec.targets)
+        return {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
+
+    def adapter_target_names(self, spec: LoraSpec) -> list[str]:
+        """`target_modules` as PEFT's config wants them."""
+        return short_names(self.module, list(target_modules(self.module, spec.targets)))
+
+
+def choose_device(device: str) -> torch.device:
+    """`[backend].device` -> a device that exists. Raises InputError when it does not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f'backend.device: {device!r}, but torch finds no GPU here; use "cpu" or "auto", '
+            "or install a CUDA build of torch"
+        )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"backend.device: {device!r}, but this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    return chosen
+
+
+def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
+    """Load the base model of a config. Raises InputError when it cannot be had."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device = choose_device(backend.device)
+    if device.type == "cpu":
+        torch.set_num_threads(backend.threads or 1)
+    embedded = model.model == "embedded"
+    source = str(EMBEDDED_PATH) if embedded else os.fspath(Path(model.model).expanduser())
+    if not embedded and not Path(source).is_dir():
+        source = model.model
+    revision = {"revision": model.revision} if model.revision and not embedded else {}
+    dtype = {
+        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+    }[model.dtype]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **revision)
+        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.model: {model.model!r} cannot be loaded: {str(error).splitlines()[0]}\n"
+            "Give a folder that holds config.json, the weights and the tokenizer, or a hub id "
+            'that this machine can download; "embedded" always works.'
+        ) from error
+    module.requires_grad_(False)
+    module.eval()
+    module.to(device)
+    ends: set[int] = set()
+    for value in (module.generation_config.eos_token_id, tokenizer.eos_token_id):
+        if value is not None:
+            ends.update(value if isinstance(value, list) else [value])
+    name = "embedded" if embedded else model.model
+    return BaseModel(module, ChatCodec(tokenizer, tuple(sorted(ends))), name)

@@ -1,0 +1,124 @@
+"""What the training loop asks of a policy, wherever it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrain.config.schema import LossConfig
+from retrain.types import Completion, IntArray, Problem, SamplingParams, TrainBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kind of policy can do; `explain` checks a config against it before anything starts.
+
+    exact_resume:      `save` and `load` restore the state bit for bit.
+    token_entropies:   completions can carry the entropy of the full distribution.
+    losses:            values of `[loss].type` that `update` knows.
+    kl_to_base:        `[loss].kl_coef` can be above 0.
+    """
+
+    exact_resume: bool
+    token_entropies: bool
+    losses: frozenset[str]
+    kl_to_base: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep:
+    """The optimizer's settings at one step (AdamW with decoupled weight decay)."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    grad_clip: float
+    """Largest gradient norm; 0 is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one optimizer step did. Means are over the tokens of completions that carry credit
+    (or a KL penalty); None when there was none.
+
+    grad_norm is before clipping. `stepped` is False when no token carried credit.
+    """
+
+    loss: float
+    grad_norm: float
+    stepped: bool
+    ratio_mean: float | None
+    ratio_max: float | None
+    log_ratio_mean: float | None
+    clip_fraction: float | None
+    kl_to_sampler: float | None
+    kl_to_base: float | None
+
+
+class NonFiniteUpdateError(Exception):
+    """The loss or the gradient was not finite; the weights are untouched."""
+
+
+class Codec(Protocol):
+    """Text <-> tokens of the policy's model."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion."""
+
+    def encode(self, problem: Problem) -> IntArray:
+        """The prompt's token ids (tokens,), through the chat template, ready to be continued."""
+
+    def decode(self, token_ids: IntArray) -> str:
+        """Text without special tokens."""
+
+    def decode_batch(self, rows: list[IntArray]) -> list[str]:
+        """`decode` of many rows at once."""
+
+    def pieces(self, token_ids: IntArray) -> list[str]:
+        """Each token's share of `decode(token_ids)`; joined, they are that text."""
+
+
+class Policy(Protocol):
+    """One LoRA adapter on a base model: the thing that samples and learns."""
+
+    @property
+    def codec(self) -> Codec:
+        """Text <-> tokens of the policy's model."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this kind of policy can do."""
+
+    @property
+    def device(self) -> str:
+        """Where it lives, for the record."""
+
+    def sample(
+        self,
+        prompts: Sequence[IntArray],
+        keys: NDArray[np.uint64],
+        sampling: SamplingParams,
+    ) -> list[list[Completion]]:
+        """`keys.shape[1]` completions of each prompt.
+
+        keys: (prompts, completions); each row's stream of uniform numbers
+        (`retrain.seeding.uniforms`). What a row draws depends on its key alone.
+        """
+
+    def update(self, batch: TrainBatch, loss: LossConfig, optimizer: OptimizerStep) -> UpdateStats:
+        """One optimizer step. Raises NonFiniteUpdateError and leaves the weights as they were."""
+
+    def save(self, folder: Path) -> None:
+        """Write the exact state: adapter in PEFT format, and optimizer."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote."""
+
+    def export(self, folder: Path) -> None:
+        """Write the adapter alone, in PEFT format."""

@@ -1,0 +1,316 @@
+"""Checks that need the parts themselves: plugins, tasks, rewards, the model's folder, the disk.
+
+Everything is tried once before the first run starts, for every condition, without torch. Plugins
+are imported and called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrain.config.conditions import Condition
+from retrain.config.load import LoadedConfig, Override, Reading, read_config
+from retrain.config.messages import near, show
+from retrain.config.schema import RunConfig
+from retrain.errors import ConfigError, ConfigIssue, RetrainError
+
+PROBED_PROBLEMS = 64
+"""Problems whose prompts are measured."""
+
+_MODES = ("algorithm.advantage_mode", "algorithm.transform_mode")
+_PLUGIN_KEYS = (*_MODES, "algorithm.algorithm_mode", "algorithm.uncertainty_kind")
+_PLACE = re.compile(r"([a-z_]+\.[a-z_]+): (.*)", re.DOTALL)
+
+
+def load_checked(
+    path: Path | str | None = None,
+    overrides: Sequence[Override] = (),
+    seeds: Sequence[int] | None = None,
+) -> tuple[LoadedConfig, list[str]]:
+    """Read a config and try its parts: (config, warnings), or one ConfigError with all errors."""
+    return check_reading(read_config(path, overrides, seeds))
+
+
+def check_reading(reading: Reading) -> tuple[LoadedConfig, list[str]]:
+    """The same for a config that is read already."""
+    known = {issue.key for issue in reading.issues}
+    found = _Findings(reading.loaded, known)
+    found.check()
+    issues = [*reading.issues, *found.issues]
+    if issues:
+        raise ConfigError(issues)
+    return reading.loaded, [*reading.loaded.warnings, *found.warnings]
+
+
+def preflight(loaded: LoadedConfig) -> list[str]:
+    """Try the parts of a config; the warnings, those of the config itself included."""
+    return check_reading(Reading(loaded, ()))[1]
+
+
+class _Findings:
+    """Errors and warnings, each once, however many conditions share its cause."""
+
+    def __init__(self, loaded: LoadedConfig, known: Iterable[str]) -> None:
+        self.loaded = loaded
+        self.issues: list[ConfigIssue] = []
+        self.warnings: list[str] = []
+        self._seen: set[tuple[object, ...]] = set()
+        self._known = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in known}
+        self._table_broken = any("." not in key for key in self._known)
+
+    def check(self) -> None:
+        self._log_dir()
+        self._search_paths()
+        for condition in self.loaded.conditions:
+            run = _with_folders(self.loaded.run_config(condition, self.loaded.seeds[0]))
+            for check in _CHECKS:
+                broken = any(key.partition(".")[0] in check.needs for key in self._known)
+                if not broken and not self._seen_before(check, condition, run):
+                    check.run(self, condition, run)
+
+    def _seen_before(self, check: _Check, condition: Condition, run: RunConfig) -> bool:
+        """Whether an earlier condition had the same values, from the same place."""
+        if any(key.partition(".")[0] in check.tables for key in condition.written):
+            return False
+        values = (check, *(getattr(run, table).model_dump_json() for table in check.tables))
+        seen = values in self._seen
+        self._seen.add(values)
+        return seen
+
+    def error(self, condition: Condition | None, key: str, message: str) -> None:
+        self._add(condition, key, message, is_error=True)
+
+    def warn(self, condition: Condition | None, key: str, message: str) -> None:
+        self._add(condition, key, message, is_error=False)
+
+    def _add(self, condition: Condition | None, key: str, message: str, *, is_error: bool) -> None:
+        if key in self._known:
+            return
+        in_condition = condition is not None and key in condition.written
+        if self._table_broken and not in_condition and self._is_default(key):
+            return
+        if condition is not None and in_condition:
+            name = key.removeprefix("algorithm.") if key in _MODES else key
+            key = f"{condition.place}.{name}"
+        if is_error:
+            source = self.loaded.sources.get(key, "")
+            file = source if source.startswith("--") else str(self.loaded.path or "")
+            issue = ConfigIssue(key, message, file=file)
+            if issue not in self.issues:
+                self.issues.append(issue)
+        elif (warning := f"{key}: {message}") not in self.warnings:
+            self.warnings.append(warning)
+
+    def _is_default(self, key: str) -> bool:
+        """Whether the value may only be a default because its table is misspelt."""
+        return self.loaded.sources.get(key) == "default"
+
+    def attempt(self, condition: Condition, key: str, call: Callable[[], object]) -> bool:
+        """Whether `call` went well; else what it raised is an error at the key that it names."""
+        try:
+            call()
+        except (RetrainError, ValueError) as error:
+            place = _PLACE.fullmatch(str(error))
+            message = place[2] if place else str(error)
+            self.error(condition, place[1] if place else key, message)
+            return False
+        except Exception as error:
+            self.error(condition, key, f"failed: {type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _log_dir(self) -> None:
+        log_dir = Path(self.loaded.run_config(self.loaded.conditions[0], 0).logging.log_dir)
+        existing = next(path for path in (log_dir, *log_dir.parents) if path.exists())
+        if not existing.is_dir():
+            self.error(None, "logging.log_dir", f"{existing} is a file, not a folder")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            message = f"{existing} cannot be written to; choose another folder"
+            self.error(None, "logging.log_dir", message)
+
+    def _search_paths(self) -> None:
+        base_dir = self.loaded.base_dir
+        for path in self.loaded.config.plugins.search_paths:
+            folder = base_dir / Path(path).expanduser()
+            if not folder.is_dir():
+                names = [entry.name for entry in base_dir.iterdir() if entry.is_dir()]
+                self.error(None, "plugins.search_paths", _no_such("folder", folder, path, names))
+
+
+def _with_folders(run: RunConfig) -> RunConfig:
+    """`run` with the search paths that exist, so that a missing one is reported only once."""
+    folders = [path for path in run.plugins.search_paths if Path(path).is_dir()]
+    return run.model_copy(
+        update={"plugins": run.plugins.model_copy(update={"search_paths": folders})}
+    )
+
+
+def _algorithm(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    from retrain.advantages.algorithm import AlgorithmError, algorithm_of
+    from retrain.advantages.credit import probe_algorithm
+    from retrain.policies.backends import BACKENDS
+
+    settings = run.algorithm
+    dotted = [key for key in _PLUGIN_KEYS if "." in getattr(settings, key.partition(".")[2])]
+
+    def complain(key: str, message: str) -> None:
+        report = found.error if run.plugins.strict or key not in dotted else found.warn
+        report(condition, key, message)
+
+    try:
+        algorithm = algorithm_of(run)
+    except AlgorithmError as error:
+        for key, message in error.problems:
+            complain(key, message)
+        return
+    try:
+        for warning in probe_algorithm(algorithm):
+            found.warn(condition, dotted[0] if dotted else "algorithm", warning)
+    except ValueError as error:
+        guilty = [key for key in dotted if getattr(settings, key.partition(".")[2]) in str(error)]
+        complain((guilty or dotted or ["algorithm.advantage_mode"])[0], str(error))
+    capabilities = BACKENDS[run.backend.backend]
+    if algorithm.needs_entropies and not capabilities.token_entropies:
+        message = f"needs token entropies, which backend {show(run.backend.backend)} does not give"
+        found.error(condition, "algorithm.uncertainty_kind", message)
+    if algorithm.uses_sepa:
+        _sepa(found, condition, run)
+
+
+def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    from retrain.advantages.sepa import SepaSchedule, full_pooling_step
+
+    sepa, max_steps = run.sepa, run.training.max_steps
+    schedule = SepaSchedule.of(sepa)
+    if full_pooling_step(schedule, max_steps) is None:
+        if sepa.steps == 0:
+            message = "0 keeps lambda at 0, which makes gtpo_sepa the same as gtpo"
+        else:
+            message = (
+                f"lambda would reach 1 at step {sepa.delay_steps + sepa.steps} (delay_steps + "
+                f"steps), but the last step is {max_steps - 1}; it ends at "
+                f"{schedule.linear(max_steps - 1):.2f}"
+            )
+        found.warn(condition, "sepa.steps", message)
+
+
+def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    from retrain.experiments.threads import available_cores
+    from retrain.policies.backends import BACKENDS
+
+    name = show(run.backend.backend)
+    capabilities = BACKENDS[run.backend.backend]
+    if run.loss.type not in capabilities.losses:
+        message = f"backend {name} does not know {show(run.loss.type)}"
+        found.error(condition, "loss.type", message)
+    if run.loss.kl_coef > 0 and not capabilities.kl_to_base:
+        found.error(condition, "loss.kl_coef", f"backend {name} has no KL penalty; set it to 0.0")
+    cores = available_cores()
+    if run.backend.threads > cores:
+        message = f"{run.backend.threads} threads on {cores} cores slow each other down"
+        found.warn(condition, "backend.threads", message)
+
+
+def _reward(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    import numpy as np
+
+    from retrain.rewards.registry import build_reward
+    from retrain.types import Completion, Problem
+
+    completion = Completion(np.arange(3), np.full(3, -0.5), "The answer is \\boxed{1}.", "stop")
+    problem = Problem(id="made up", prompt="What is 2 - 1?", answer="1")
+    paths = run.plugins.search_paths
+    if run.reward.type == "custom" and not run.plugins.strict:
+        trial = _Findings(found.loaded, ())
+        if not trial.attempt(
+            condition,
+            "reward.custom_function",
+            lambda: build_reward(run.reward, paths).score(problem, completion),
+        ):
+            found.warnings += [f"{issue.key}: {issue.message}" for issue in trial.issues]
+        return
+    found.attempt(
+        condition,
+        "reward.custom_function",
+        lambda: build_reward(run.reward, paths).score(problem, completion),
+    )
+
+
+def _task_and_model(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    from retrain.models.folder import inspect_model
+    from retrain.tasks.registry import build_task
+    from retrain.types import Problem
+
+    problems: list[Problem] = []
+
+    def try_task() -> None:
+        task = build_task(run.data, run.plugins.search_paths)
+        training, wanted = run.training, run.evaluation.num_problems
+        problems.extend(task.train_batch(training.seed, 0, training.batch_size))
+        held_out = task.held_out(wanted) if wanted else []
+        problems.extend(held_out)
+        if wanted and not held_out:
+            message = (
+                f"{task.name} has no held-out problem; set it to 0 to train without evaluation"
+            )
+            found.error(condition, "evaluation.num_problems", message)
+        elif len(held_out) < wanted:
+            message = f"{task.name} has only {len(held_out)} held-out problems"
+            found.warn(condition, "evaluation.num_problems", message)
+
+    path = Path(run.data.path)
+    if run.data.source == "jsonl" and not path.is_file():
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        message = _no_such("file", path, path.name, names)
+        found.error(condition, "data.path", message)
+    else:
+        found.attempt(condition, "data.source", try_task)
+    model = inspect_model(run.model.model, found.loaded.base_dir)
+    for problem in model.problems:
+        found.error(condition, "model.model", problem)
+    if model.context is None:
+        return
+    longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)
+    room = model.context - max(longest, 1)
+    if run.training.max_tokens > room:
+        found.error(
+            condition,
+            "training.max_tokens",
+            f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
+            f"in all, of which prompts take up to {max(longest, 1)}; at most {room} are left"
+            + (", and 64 are enough" if run.model.model == "embedded" else ""),
+        )
+
+
+def _no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
+    matches = near(name, names)
+    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One check of a run's parts.
+
+    needs: tables that must be free of errors; what is in error is not reported twice.
+    reads: further tables that it looks at.
+    """
+
+    run: Callable[[_Findings, Condition, RunConfig], None]
+    needs: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (*self.needs, *self.reads)
+
+
+_CHECKS = (
+    _Check(_algorithm, ("algorithm", "gtpo", "hicra", "plugins", "logging"), ("sepa", "training")),
+    _Check(_backend, ("backend", "loss")),
+    _Check(_reward, ("reward", "plugins")),
+    _Check(_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
+)

@@ -1,0 +1,95 @@
+"""What a run writes while it trains: JSONL, always."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrain.advantages.credit import Credit
+from retrain.advantages.planning import PlanningMatcher
+from retrain.files import METRICS_FILE, append_jsonl, atomic_write_json
+from retrain.types import Group
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+
+class Journal:
+    """The files of one run: metrics, emergence, evaluations. `on_row` hears of every row."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        condition: str,
+        planning: PlanningMatcher,
+        log_generations: int,
+        on_row: OnRow | None = None,
+    ) -> None:
+        self._run_dir = run_dir
+        self._condition = condition
+        self._planning = planning
+        self._log_generations = log_generations
+        self._on_row = on_row
+        for name in ("emergence", "evaluation"):
+            (run_dir / name).mkdir(parents=True, exist_ok=True)
+
+    def record(
+        self, step: int, groups: Sequence[Group], credit: Credit, row: Mapping[str, Any]
+    ) -> None:
+        """The step's row, its summary and a few of its completions; the row is written last, so
+        that a step with a row has everything."""
+        emergence = self._run_dir / "emergence"
+        append_jsonl(emergence / "generations.jsonl", self._generations(step, groups, credit))
+        append_jsonl(emergence / "steps.jsonl", self._summary(step, groups, credit, row))
+        append_jsonl(self._run_dir / METRICS_FILE, row)
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def record_evaluation(self, record: Mapping[str, Any]) -> None:
+        """The results of every held-out problem after `record["step"]` steps."""
+        atomic_write_json(
+            self._run_dir / "evaluation" / f"step_{record['step']:06d}.json", dict(record)
+        )
+
+    def _summary(
+        self, step: int, groups: Sequence[Group], credit: Credit, row: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        scores = [score for group in groups for score in group.scores]
+        tokens = credit.uncertainties[credit.mask]
+        return {
+            "step": step,
+            "condition": self._condition,
+            "mean_reward": row["mean_reward"],
+            "correct_count": sum(score.outcome == "correct" for score in scores),
+            "total_count": len(scores),
+            "uncertainty": float(tokens.mean()) if tokens.size else None,
+        }
+
+    def _generations(
+        self, step: int, groups: Sequence[Group], credit: Credit
+    ) -> list[dict[str, Any]]:
+        """Completions spread evenly over the batch: the same places in every condition, so that
+        they can be read side by side."""
+        rows = [(group, i) for group in groups for i in range(len(group.completions))]
+        count = min(self._log_generations, len(rows))
+        chosen = [int(i) for i in np.arange(count) * len(rows) // max(count, 1)]
+        generations = []
+        for index in chosen:
+            group, place = rows[index]
+            completion, score = group.completions[place], group.scores[place]
+            generations.append(
+                {
+                    "step": step,
+                    "problem_id": group.problem.id,
+                    "prompt": group.problem.prompt,
+                    "completion": completion.text,
+                    "reward": score.reward,
+                    "outcome": score.outcome,
+                    "num_tokens": completion.num_tokens,
+                    "advantage": float(credit.advantages[index]),
+                    "planning_spans": self._planning.spans(completion.text),
+                }
+            )
+        return generations

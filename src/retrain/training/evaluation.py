@@ -1,0 +1,91 @@
+"""Held-out accuracy, sampled and greedy, with the results of every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrain import seeding
+from retrain.config.schema import EvaluationConfig, TrainingConfig
+from retrain.policies.policy import Policy
+from retrain.rewards.reward import Reward, score
+from retrain.training.rollout import sample_groups
+from retrain.types import Group, Problem, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """accuracy: of all sampled completions; greedy_accuracy: of one greedy completion a problem,
+    None when not asked for. `record` is what `evaluation/step_NNNNNN.json` holds."""
+
+    accuracy: float
+    greedy_accuracy: float | None
+    record: dict[str, Any]
+
+
+def evaluate(
+    policy: Policy,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: EvaluationConfig,
+    training: TrainingConfig,
+    steps_done: int,
+) -> EvaluationResult:
+    """Sample and judge the held-out problems.
+
+    A completion's uniform numbers are keyed by (seed, problem id, sample index), not by the
+    step: before and after, and all conditions under a seed, are compared with the same luck.
+    """
+    keys = np.array(
+        [
+            [
+                seeding.key(training.seed, "evaluation", problem.id, sample)
+                for sample in range(config.samples_per_problem)
+            ]
+            for problem in problems
+        ],
+        dtype=np.uint64,
+    )
+    sampling = SamplingParams(training.max_tokens, config.temperature)
+    sampled = score(sample_groups(policy, problems, keys, sampling), reward)
+    greedy: list[Group] = []
+    if config.greedy:
+        greedy_sampling = SamplingParams(training.max_tokens, temperature=0.0)
+        greedy = score(sample_groups(policy, problems, keys[:, :1], greedy_sampling), reward)
+    correct = [_correct(group) for group in sampled]
+    greedy_correct = [_correct(group)[0] for group in greedy]
+    completions = [completion for group in sampled for completion in group.completions]
+    accuracy = float(np.mean(correct))
+    greedy_accuracy = float(np.mean(greedy_correct)) if greedy else None
+    rows: list[dict[str, Any]] = []
+    for index, problem in enumerate(problems):
+        row: dict[str, Any] = {
+            "id": problem.id,
+            "domain": problem.domain,
+            "correct": correct[index],
+        }
+        if greedy:
+            row["greedy"] = greedy_correct[index]
+        rows.append(row)
+    return EvaluationResult(
+        accuracy,
+        greedy_accuracy,
+        {
+            "step": steps_done,
+            "num_problems": len(problems),
+            "samples_per_problem": config.samples_per_problem,
+            "temperature": config.temperature,
+            "accuracy": accuracy,
+            "greedy_accuracy": greedy_accuracy,
+            "mean_tokens": float(np.mean([c.num_tokens for c in completions])),
+            "max_token_hit_rate": float(np.mean([c.stop_reason == "length" for c in completions])),
+            "problems": rows,
+        },
+    )
+
+
+def _correct(group: Group) -> list[int]:
+    return [int(item.outcome == "correct") for item in group.scores]

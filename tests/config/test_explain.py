@@ -1,0 +1,123 @@
+"""`retrain explain`: what is told, and where the numbers come from."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from retrain.config.explain import explain, render
+from retrain.config.load import LoadedConfig, config_from_mapping, parse_set
+
+TABLES: dict[str, Any] = {
+    "training": {"max_tokens": 64, "max_steps": 10},
+    "campaign": {
+        "seeds": [1, 2, 3],
+        "parallel": True,
+        "max_workers": 2,
+        "conditions": [
+            {"advantage_mode": "grpo", "transform_mode": "none"},
+            {"name": "long", "transform_mode": "none", "training": {"max_steps": 30}},
+        ],
+    },
+}
+
+
+def load(logs: Path, **tables: Any) -> LoadedConfig:
+    given = [parse_set("training.group_size=4")]
+    return config_from_mapping({**TABLES, "logging": {"log_dir": str(logs)}, **tables}, given)
+
+
+def finished_run(logs: Path, loaded: LoadedConfig, seconds: float) -> None:
+    """An earlier run in the log folder, each of whose steps took so long."""
+    from retrain.files import append_jsonl, atomic_write_toml
+
+    folder = logs / "earlier"
+    folder.mkdir(parents=True)
+    config = loaded.run_config(loaded.conditions[0], 1)
+    atomic_write_toml(folder / "config.toml", config.model_dump(exclude_none=True))
+    rows = [{"step": step, "step_time_s": seconds} for step in range(10)]
+    append_jsonl(folder / "metrics.jsonl", rows)
+
+
+def text(explanation: dict[str, Any]) -> str:
+    file = io.StringIO()
+    render(explanation, Console(file=file, width=100))
+    return file.getvalue()
+
+
+def test_every_value_has_its_source(tmp_path: Path) -> None:
+    values = explain(load(tmp_path))["values"]
+    assert values["training"]["lr"] == {"value": 4e-5, "source": "default", "conditions": []}
+    assert values["training"]["group_size"]["source"] == "--set"
+    assert values["training"]["max_steps"]["conditions"] == ["long"]
+    assert values["training"]["seed"]["source"] == "campaign.seeds"
+    assert values["algorithm"]["transform_mode"]["conditions"] == ["grpo+none", "long"]
+    assert values["algorithm"]["algorithm_mode"]["conditions"] == []
+    assert values["campaign"]["seeds"]["value"] == [1, 2, 3]
+
+
+def test_capacity_follows_the_formulas(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    assert explain(loaded)["capacity"]["estimated_wall_time_s"] is None
+    finished_run(tmp_path, loaded, 0.5)
+    capacity = explain(loaded)["capacity"]
+    assert capacity["total_runs"] == 6
+    assert capacity["total_campaign_steps"] == 3 * 10 + 3 * 30
+    assert capacity["effective_parallelism"] == 2
+    assert capacity["median_step_time_s"] == pytest.approx(0.5)
+    assert capacity["estimated_wall_time_s"] == pytest.approx(120 * 0.5 / 2)
+    assert capacity["same_shape"]
+
+
+def test_runs_are_conditions_times_seeds(tmp_path: Path) -> None:
+    explanation = explain(load(tmp_path))
+    assert [run["name"] for run in explanation["runs"]] == [
+        *(f"grpo+none_s{seed}" for seed in (1, 2, 3)),
+        *(f"long_s{seed}" for seed in (1, 2, 3)),
+    ]
+    assert json.loads(json.dumps(explanation)) == explanation
+
+
+def test_what_is_shown(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    finished_run(tmp_path, loaded, 0.5)
+    shown = text(explain(loaded, ["training.lr: is odd [really]"]))
+    for line in (
+        "2 conditions x 3 seeds = 6 runs, 120 steps",
+        "8 problems, 32 completions of at most 64 tokens, 1 optimizer step",
+        "embedded, 256 tokens of context",
+        "about 30 s without evaluations",
+        "training.max_steps = 30",
+        "set by every condition",
+        "with 3 seeds the smallest possible sign-flip p value is 0.25",
+        "warning training.lr: is odd [really]",
+    ):
+        assert line in " ".join(shown.split()), line
+    assert "\x1b" not in shown
+
+
+def test_many_seeds_fit_the_screen(tmp_path: Path) -> None:
+    loaded = config_from_mapping({**TABLES, "campaign": {"seeds": list(range(30))}})
+    shown = text(explain(loaded))
+    assert "30 seeds" in shown
+    assert "p value" not in shown
+
+
+def test_a_single_run_has_no_matrix(tmp_path: Path) -> None:
+    loaded = config_from_mapping({"logging": {"log_dir": str(tmp_path)}})
+    explanation = explain(loaded)
+    assert explanation["kind"] == "run"
+    assert "1 condition x 1 seed = 1 run, 500 steps" in text(explanation)
+    assert "steps a run" not in text(explanation)
+
+
+def test_the_backend_tells_what_the_policy_can_do() -> None:
+    from retrain.policies.backends import BACKENDS
+    from retrain.policies.local.policy import LocalPolicy
+
+    assert BACKENDS["local"] == LocalPolicy.capabilities

@@ -1,0 +1,180 @@
+"""The mistakes of a tired researcher, and what they are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from retrain.errors import ConfigError
+from retrain.preflight import load_checked
+
+SHORT = "[training]\nmax_tokens = 64\n"
+CATALOGUE = Path(__file__).with_name("mistakes.txt")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A config, and each message about it; `DIR` stands for the config's folder."""
+
+    name: str
+    toml: str
+    messages: tuple[str, ...]
+
+
+def read_mistakes() -> list[Mistake]:
+    _, *entries = CATALOGUE.read_text().split("\n## ")
+    mistakes = []
+    for entry in entries:
+        name, _, body = entry.strip().partition("\n")
+        toml, *messages = ("\n" + body).split("\n-> ")
+        mistakes.append(Mistake(name, toml.removeprefix("\n") + "\n", tuple(messages)))
+    return mistakes
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with plugins, data and a model folder, none of them quite what it should be."""
+    files = {
+        "my_modes.py": (
+            "def advantage(rewards, params):\n    return rewards\n"
+            "def wrong_shape(rewards, params):\n    return rewards[:1]\n"
+            "def broken(context):\n    raise KeyError('x')\n"
+        ),
+        "my_rewards.py": (
+            "def score(response, reference):\n    return 1.0\n"
+            "def words(response, reference):\n    return 'good'\n"
+        ),
+        "problems.jsonl": '{"prompt": "a", "answer": "1"}\n',
+        "broken.jsonl": '{"prompt": "a", "answr": "1"}\n',
+        "train.jsonl": "".join(
+            f'{{"prompt": "{i}", "answer": "1", "split": "train"}}\n' for i in range(20)
+        ),
+        "file.txt": "",
+        "plugins/__init__.py": "",
+        "adapter/adapter_config.json": "{}",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def messages(folder: Path, toml: str) -> tuple[str, ...]:
+    (folder / "x.toml").write_text(toml)
+    with pytest.raises(ConfigError) as caught:
+        load_checked("x.toml")
+    assert caught.value.exit_code == 2
+    assert {issue.file for issue in caught.value.issues} == {"x.toml"}
+    return tuple(
+        str(issue).removeprefix("x.toml: ").replace(str(folder), "DIR")
+        for issue in caught.value.issues
+    )
+
+
+@pytest.mark.parametrize("mistake", read_mistakes(), ids=lambda mistake: mistake.name)
+def test_each_mistake_is_told_with_its_remedy(folder: Path, mistake: Mistake) -> None:
+    assert messages(folder, mistake.toml) == mistake.messages
+
+
+def test_all_mistakes_are_told_at_once(folder: Path) -> None:
+    found = messages(
+        folder,
+        """
+        lr = 1e-4
+        [model]
+        model = "./missing"
+        [algorithm]
+        advantage_mode = "gpro"
+        [training]
+        max_steps = "10"
+        batchsize = 8
+        warmup_steps = 0.5
+        [loss]
+        ratio_max = 2.0
+        [reward]
+        type = "custom"
+        custom_module = "my_rewards"
+        custom_function = "scores"
+        [data]
+        source = "jsonl"
+        path = "problem.jsonl"
+        [campaign]
+        seeds = [1, 1]
+        [[campaign.conditions]]
+        transform_mode = "gtop"
+        [campaign.conditions.training]
+        lr = "high"
+        """,
+    )
+    places = [message.partition(": ")[0] for message in found]
+    assert sorted(places) == sorted(
+        [
+            "training.max_steps",
+            "training.warmup_steps",
+            "training.batchsize",
+            "lr",
+            "campaign.conditions[1].training.lr",
+            "loss.ratio_max",
+            "campaign.seeds",
+            "algorithm.advantage_mode",
+            "campaign.conditions[1].transform_mode",
+            "reward.custom_function",
+            "data.path",
+            "model.model",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train", "no such file; did you mean train.toml?"),
+        ("tran.toml", "no such file; did you mean train.toml?"),
+        ("missing/x.toml", "no such file: its folder does not exist"),
+        ("x.toml", "no such file; . has train.toml"),
+        (".", "is a folder; name a TOML file, e.g. train.toml"),
+        ("latin.txt", "is not text in UTF-8; save it as plain UTF-8 text"),
+        (
+            "retrain.toml",
+            "no such file here; name one (retrain my.toml), or write one with: retrain init",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "train.toml").write_text("")
+    (tmp_path / "latin.txt").write_bytes("# \u00fc".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_checked(name)
+    assert [str(issue) for issue in caught.value.issues] == [f"{name}: {message}"]
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_fine(folder: Path) -> None:
+    (folder / "x.toml").write_bytes(b"\xef\xbb\xbf" + SHORT.replace("\n", "\r\n").encode())
+    assert load_checked("x.toml")[0].config.training.max_tokens == 64
+
+
+def test_plugins_that_need_not_be_here_are_warnings(folder: Path) -> None:
+    (folder / "x.toml").write_text(
+        SHORT
+        + """
+        [plugins]
+        strict = false
+        [algorithm]
+        advantage_mode = "elsewhere.fn"
+        [reward]
+        type = "custom"
+        custom_module = "elsewhere"
+        custom_function = "score"
+        """
+    )
+    _, warnings = load_checked("x.toml")
+    assert [warning.partition(": ")[0] for warning in warnings] == [
+        "algorithm.advantage_mode",
+        "reward.custom_function",
+    ]

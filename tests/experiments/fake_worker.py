@@ -1,0 +1,116 @@
+"""A worker whose training costs nothing, and which misbehaves where it is told to.
+
+`trouble.json` in the log folder says so for each condition: `trouble` is one of the names below,
+`trouble_seed` the seed it befalls (all by default), `pause` the seconds a step takes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from campaigns import TROUBLE_FILE
+
+from retrain.config.schema import RunConfig
+from retrain.errors import RetrainError
+from retrain.experiments.worker import main
+from retrain.files import RunRecord, append_jsonl
+
+TROUBLE_STEP = 2
+
+
+@dataclass(frozen=True)
+class FakeResult:
+    name: str
+    condition: str
+    seed: int
+    status: str
+    message: str
+    steps: int
+    accuracy_before: float | None = 0.25
+    accuracy_after: float | None = 0.75
+    greedy_before: float | None = None
+    greedy_after: float | None = None
+    mean_reward: float | None = 0.5
+    wall_s: float = 1.0
+
+
+def fake_train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    name: str,
+    condition: str,
+    on_row: Callable[[Mapping[str, Any]], None],
+) -> FakeResult:
+    file = Path(config.logging.log_dir) / TROUBLE_FILE
+    params = json.loads(file.read_text())[condition] if file.exists() else {}
+    seed, steps = config.training.seed, config.training.max_steps
+    trouble = params.get("trouble", "")
+    if params.get("trouble_seed", seed) != seed:
+        trouble = ""
+    record = RunRecord.create(run_dir, name=name, condition=condition, seed=seed, max_steps=steps)
+    record.update(status="running", threads=int(os.environ["OMP_NUM_THREADS"]))
+    print("a stray line on stdout")
+    os.write(1, b'{"event": "row"} straight to the descriptor\n')
+    try:
+        for step in range(steps):
+            if step == TROUBLE_STEP:
+                make(trouble, run_dir)
+            time.sleep(params.get("pause", 0.0))
+            row = {"step": step, "condition": condition, "seed": seed}
+            row["mean_reward"] = (seed * 31 + step * 7) % 100 / 100
+            append_jsonl(run_dir / "metrics.jsonl", row)
+            on_row(row)
+    except KeyboardInterrupt:
+        record.update(status="interrupted")
+        raise
+    except Exception as error:
+        record.update(status="failed", message=str(error))
+        raise
+    status = "diverged" if trouble == "diverge" else "done"
+    message = "diverged at step 2: loss" if trouble == "diverge" else ""
+    record.update(status=status, message=message, step=steps)
+    return FakeResult(name, condition, seed, status, message, steps)
+
+
+def make(trouble: str, run_dir: Path) -> None:
+    if trouble == "raise":
+        raise ValueError("the plugin broke [here]")
+    if trouble == "explain":
+        raise RetrainError("the data ran out; add more")
+    if trouble == "leave":
+        sys.exit(3)
+    if trouble == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if trouble == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if trouble == "warn":
+        logging.getLogger("retrain.training").warning("no group was informative for 20 steps")
+    if trouble == "hang":
+        time.sleep(3600)
+    if trouble == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+    if trouble == "child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        (run_dir / "child.pid").write_text(str(child.pid))
+
+
+def load() -> Callable[..., FakeResult]:
+    if os.environ.get("FAKE_WORKER_BROKEN"):
+        raise ImportError("libtorch_cpu.so: cannot open shared object file")
+    return fake_train
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(load))

@@ -1,0 +1,166 @@
+"""A single run: its folder, its messages, its exit code. The training itself is replaced."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns import load, plain_console
+
+from retrain.config.load import LoadedConfig, config_from_mapping
+from retrain.config.schema import RunConfig
+from retrain.errors import InputError
+from retrain.experiments.single import SingleResult, run_single
+from retrain.files import RunRecord
+from retrain.training import run as training
+from retrain.training.run import RunResult
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+
+def single(logs: Path) -> LoadedConfig:
+    return config_from_mapping(
+        {
+            "algorithm": {"advantage_mode": "grpo", "transform_mode": "none"},
+            "training": {"seed": 7, "max_steps": 3, "max_tokens": 16},
+            "logging": {"log_dir": str(logs)},
+        }
+    )
+
+
+def ending(status: str, message: str = "") -> RunResult:
+    return RunResult(
+        name="",
+        condition="",
+        seed=7,
+        status=status,
+        message=message,
+        steps=3,
+        accuracy_before=0.25,
+        accuracy_after=0.75,
+        greedy_before=None,
+        greedy_after=None,
+        mean_reward=0.5,
+        wall_s=2.0,
+    )
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException) -> None:
+    """Let training write three rows and a warning, and then end in `outcome`."""
+
+    def train_run(
+        config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow
+    ) -> RunResult:
+        assert config.training.seed == 7
+        record = RunRecord.create(run_dir, name=name, condition=condition, seed=7, max_steps=3)
+        record.update(status="running")
+        for step in range(3):
+            on_row({"step": step, "mean_reward": 0.5, "correct_rate": 0.5})
+        logging.getLogger("retrain").warning("%s, step 2: reward is always 0", name)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(training, "train_run", train_run)
+
+
+def run(loaded: LoadedConfig, **options: Any) -> tuple[SingleResult, str]:
+    console, output = plain_console()
+    result = run_single(loaded, console=console, **options)
+    return result, output.getvalue()
+
+
+def test_a_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ending("done"))
+    first, output = run(single(tmp_path))
+    second, _ = run(single(tmp_path))
+    assert first.run_dir != second.run_dir
+    assert first.run_dir.parent == tmp_path
+    assert first.run_dir.name.startswith("grpo+none_s7_2")
+    assert (first.exit_code, first.status) == (0, "done")
+    record = RunRecord.read(first.run_dir).data
+    assert (record["name"], record["condition"]) == ("grpo+none_s7", "grpo+none")
+    assert record["status"] == "done"
+    assert "held-out accuracy: 25.0% before, 75.0% after" in output
+    assert "greedy" not in output
+    assert f"run:  {first.run_dir}" in output
+    assert f"next: retrain status {first.run_dir}" in output
+    assert "warning: grpo+none_s7: step 2: reward is always 0" in output
+    assert "reward is always 0" in (first.run_dir / "run.log").read_text()
+
+
+def test_name_condition_and_folder_can_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, ending("done"))
+    folder = tmp_path / "deep" / "mine"
+    result, _ = run(single(tmp_path), run_dir=folder, name="a_s7", condition="a")
+    assert result.run_dir == folder
+    record = RunRecord.read(folder).data
+    assert (record["name"], record["condition"]) == ("a_s7", "a")
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ending("done"))
+    folder = tmp_path / "mine"
+    run(single(tmp_path), run_dir=folder)
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(InputError, match="already holds a run"):
+        run(single(tmp_path), run_dir=folder)
+    assert (folder / "run.json").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        run(single(tmp_path), run_dir=tmp_path / "file")
+
+
+def test_a_planned_run_may_be_trained_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, ending("done"))
+    RunRecord.create(tmp_path / "a_s7", name="a_s7", condition="a", seed=7, max_steps=3)
+    result, _ = run(single(tmp_path), run_dir=tmp_path / "a_s7")
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "status", "message"),
+    [
+        (ending("diverged", "diverged at step 2: loss"), 1, "diverged", "diverged at step 2: loss"),
+        (ValueError("it broke\n[here]"), 1, "failed", "ValueError: it broke [here]"),
+        (InputError("no such file: data.jsonl"), 2, "failed", "no such file: data.jsonl"),
+        (KeyboardInterrupt(), 130, "interrupted", ""),
+    ],
+)
+def test_how_a_run_ends(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: RunResult | BaseException,
+    exit_code: int,
+    status: str,
+    message: str,
+) -> None:
+    pretend(monkeypatch, outcome)
+    result, output = run(single(tmp_path))
+    assert (result.exit_code, result.status, result.message) == (exit_code, status, message)
+    assert RunRecord.read(result.run_dir).status == status
+    assert f"{status}: {message}" if message else status in output
+    log = result.run_dir / "run.log"
+    if status == "failed":
+        assert "Traceback" in log.read_text()
+    if status in {"failed", "diverged"}:
+        assert f"next: less {log}" in output
+
+
+def test_handlers_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ending("done"))
+    before = list(logging.getLogger("retrain").handlers)
+    run(single(tmp_path))
+    assert logging.getLogger("retrain").handlers == before
+
+
+def test_a_campaign_is_no_single_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a campaign"):
+        run_single(load(tmp_path, {"a": {}}))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from retrain.errors import InputError
+from retrain.models.codec import ChatCodec
+from retrain.models.tiny import EMBEDDED_PATH
+from retrain.types import Problem
+
+TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
+CODEC = ChatCodec(TOKENIZER, (TOKENIZER.eos_token_id,))
+
+
+def test_prompt_ends_where_the_assistant_begins() -> None:
+    ids = CODEC.encode(Problem("p", "Compute 7*8-19+35.", "72"))
+    text = TOKENIZER.decode(ids)
+    assert "Compute 7*8-19+35." in text
+    expected = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": "Compute 7*8-19+35."}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert text == expected
+
+
+def test_chat_messages_are_kept_apart() -> None:
+    problem = Problem(
+        "p",
+        ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Compute 1+1."}),
+        "2",
+    )
+    text = TOKENIZER.decode(CODEC.encode(problem))
+    assert text.index("Be brief.") < text.index("Compute 1+1.")
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
+def test_pieces_add_up_to_the_text(ids: list[int]) -> None:
+    """Any tokens at all: special ones, halves of characters, invalid bytes."""
+    tokens = np.array(ids, dtype=np.int64)
+    pieces = CODEC.pieces(tokens)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == CODEC.decode(tokens)
+
+
+@given(st.text(max_size=20))
+def test_pieces_of_any_text(text: str) -> None:
+    tokens = np.array(TOKENIZER.encode(text, add_special_tokens=False), dtype=np.int64)
+    assert "".join(CODEC.pieces(tokens)) == CODEC.decode(tokens)
+
+
+def test_a_character_of_several_tokens_belongs_to_the_last() -> None:
+    tokens = np.array(TOKENIZER.encode("aé", add_special_tokens=False), dtype=np.int64)
+    if len(tokens) == 3:
+        assert CODEC.pieces(tokens) == ["a", "", "é"]
+
+
+def test_special_tokens_have_no_text() -> None:
+    tokens = np.array([*TOKENIZER.encode("12", add_special_tokens=False), TOKENIZER.eos_token_id])
+    assert CODEC.pieces(tokens)[-1] == ""
+    assert CODEC.decode(tokens) == "12"
+
+
+def test_a_tokenizer_that_trims_leading_spaces() -> None:
+    """SentencePiece-like: a token decoded alone loses the space that it has inside a text."""
+    vocabulary = {"<unk>": 0, "▁so": 1, "▁wait": 2, "s": 3, "</s>": 4}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", chat_template="x"
+    )
+    codec = ChatCodec(tokenizer, (4,))
+    tokens = np.array([1, 2, 3, 4])
+    assert codec.decode(tokens) == "so waits"
+    assert codec.pieces(tokens) == ["so", " wait", "s", ""]
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(InputError, match="end token"):
+        ChatCodec(TOKENIZER, ())
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    )
+    with pytest.raises(InputError, match="chat template"):
+        ChatCodec(bare, (0,))

@@ -1,0 +1,212 @@
+"""Both engines against the plain Hugging Face forward pass with PEFT's own LoRA layers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
+from torch import Tensor
+
+from retrain.models.engine import Engine, Rows, pad_ids
+from retrain.models.fused import FusedEngine, supports
+from retrain.models.lora import LoraAdapter
+from retrain.models.modules import ModuleEngine
+
+PROMPTS = [np.arange(3, 3 + n) for n in (5, 9, 2)]
+LENGTHS = (4, 1, 7, 3, 6)
+PROMPT_INDEX = (0, 0, 1, 2, 2)
+TEMPERATURE = 0.7
+
+
+def completions() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, VOCABULARY, size=n) for n in LENGTHS]
+
+
+def rows() -> Rows:
+    prompts, prompt_mask = pad_ids(PROMPTS, CPU)
+    ids, mask = pad_ids(completions(), CPU)
+    return Rows(prompts, prompt_mask, torch.tensor(PROMPT_INDEX), ids, mask)
+
+
+def token_weights() -> Tensor:
+    """A different weight a token, so that a misplaced gradient shows."""
+    return torch.linspace(0.5, 2.0, len(LENGTHS) * max(LENGTHS)).view(len(LENGTHS), -1)
+
+
+def with_peft(module: Any, adapter: LoraAdapter, folder: Path) -> Any:
+    adapter.save(folder)
+    return PeftModel.from_pretrained(copy.deepcopy(module), folder, is_trainable=True).eval()
+
+
+def reference(model: Any) -> Tensor:
+    """(rows, tokens) log-probabilities, one unpadded row at a time."""
+    found = torch.zeros(len(LENGTHS), max(LENGTHS))
+    for i, (prompt, completion) in enumerate(zip(PROMPT_INDEX, completions(), strict=True)):
+        ids = torch.from_numpy(np.concatenate([PROMPTS[prompt], completion]))
+        logits = model(input_ids=ids[None]).logits[0, len(PROMPTS[prompt]) - 1 : -1]
+        logprobs = torch.log_softmax(logits / TEMPERATURE, -1)
+        found[i, : len(completion)] = logprobs.gather(1, torch.from_numpy(completion)[:, None])[
+            :, 0
+        ]
+    return found
+
+
+def engines(module: Any) -> list[Engine]:
+    module = copy.deepcopy(module)
+    return [FusedEngine(module), ModuleEngine(module)]
+
+
+@pytest.mark.parametrize("engine_index", [0, 1], ids=["fused", "modules"])
+class TestAgainstPeft:
+    def test_logprobs(self, any_module: Any, engine_index: int, tmp_path: Path) -> None:
+        adapter = make_adapter(any_module)
+        expected = reference(with_peft(any_module, adapter, tmp_path)).detach()
+        session = engines(any_module)[engine_index].session(adapter)
+        torch.testing.assert_close(
+            session.logprobs(rows(), TEMPERATURE), expected, rtol=0, atol=1e-5
+        )
+
+    def test_without_adapter(self, any_module: Any, engine_index: int) -> None:
+        engine = engines(any_module)[engine_index]
+        engine.session(make_adapter(any_module)).logprobs(rows(), TEMPERATURE)
+        found = engine.session(None).logprobs(rows(), TEMPERATURE)
+        torch.testing.assert_close(found, reference(any_module), rtol=0, atol=1e-5)
+
+    def test_gradients(self, any_module: Any, engine_index: int, tmp_path: Path) -> None:
+        adapter = make_adapter(any_module)
+        peft = with_peft(any_module, adapter, tmp_path)
+        (reference(peft) * token_weights()).sum().backward()
+        session = engines(any_module)[engine_index].session(adapter, train=True)
+        (session.logprobs(rows(), TEMPERATURE) * token_weights()).sum().backward()
+        with torch.no_grad():
+            session.write_gradients()
+        expected = dict(peft.named_parameters())
+        for name, factors in adapter.factors.items():
+            for letter, grad in (("A", factors.grad_a), ("B", factors.grad_b)):
+                wanted = expected[f"base_model.model.{name}.lora_{letter}.default.weight"].grad
+                error = (grad - wanted).norm() / wanted.norm()
+                assert error < 1e-5, (name, letter, float(error))
+
+    def test_gradients_of_parts_add_up(self, any_module: Any, engine_index: int) -> None:
+        adapter = make_adapter(any_module)
+        engine = engines(any_module)[engine_index]
+        whole, weights = rows(), token_weights()
+
+        def gradient(parts: list[list[int]]) -> Tensor:
+            adapter.grads.zero_()
+            session = engine.session(adapter, train=True)
+            for part in parts:
+                index = torch.tensor(part)
+                some = Rows(
+                    whole.prompts,
+                    whole.prompt_mask,
+                    whole.prompt_index[index],
+                    whole.token_ids[index],
+                    whole.mask[index],
+                )
+                (session.logprobs(some, TEMPERATURE) * weights[index]).sum().backward()
+            with torch.no_grad():
+                session.write_gradients()
+            return adapter.grads.clone()
+
+        at_once, apart = gradient([[0, 1, 2, 3, 4]]), gradient([[4, 0], [1], [3, 2]])
+        assert (at_once - apart).norm() / at_once.norm() < 1e-5
+
+    def test_decoding_agrees_with_the_forward_pass(
+        self, any_module: Any, engine_index: int
+    ) -> None:
+        adapter = make_adapter(any_module)
+        session = engines(any_module)[engine_index].session(adapter)
+        ids = torch.randint(0, VOCABULARY, (6, 5), generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            cache, logits = session.prefill(PROMPTS, 8)
+            cache.repeat(2)
+            logits = logits.repeat_interleave(2, 0)
+            kept = torch.arange(6)
+            found = torch.full((6, 5), float("nan"))
+            for position in range(5):
+                if position == 2:
+                    kept = torch.tensor([0, 2, 3, 5])
+                    cache.select(kept)
+                    logits = logits[kept]
+                logprobs = torch.log_softmax(logits / TEMPERATURE, -1)
+                tokens = ids[kept, position]
+                found[kept, position] = logprobs.gather(1, tokens[:, None])[:, 0]
+                logits = session.decode(cache, tokens)
+            prompts, prompt_mask = pad_ids(PROMPTS, CPU)
+            full = session.logprobs(
+                Rows(
+                    prompts,
+                    prompt_mask,
+                    torch.arange(3).repeat_interleave(2),
+                    ids,
+                    torch.ones(6, 5, dtype=torch.bool),
+                ),
+                TEMPERATURE,
+            )
+        torch.testing.assert_close(found[kept], full[kept], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[:, :2], full[:, :2], rtol=0, atol=1e-5)
+
+    def test_some_targets_only(self, any_module: Any, engine_index: int, tmp_path: Path) -> None:
+        adapter = make_adapter(any_module, targets=["q_proj", "layers.1.mlp.down_proj"])
+        expected = reference(with_peft(any_module, adapter, tmp_path)).detach()
+        session = engines(any_module)[engine_index].session(adapter, train=True)
+        found = session.logprobs(rows(), TEMPERATURE)
+        torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-5)
+        found.sum().backward()
+        with torch.no_grad():
+            session.write_gradients()
+        assert all(f.grad_b.norm() > 0 for f in adapter.factors.values())
+
+
+def test_single_token_completions(llama_like: Any) -> None:
+    """The first token is predicted by the prompt alone; there are no row tokens to compute."""
+    adapter = make_adapter(llama_like)
+    prompts, prompt_mask = pad_ids(PROMPTS, CPU)
+    ids, mask = pad_ids([np.array([5]), np.array([9])], CPU)
+    some = Rows(prompts, prompt_mask, torch.tensor([0, 2]), ids, mask)
+    session = FusedEngine(llama_like).session(adapter, train=True)
+    found = session.logprobs(some, 1.0)
+    found.sum().backward()
+    assert found.shape == (2, 1)
+    assert torch.isfinite(found).all()
+
+
+def test_sliding_windows_and_other_architectures_are_left_to_the_module() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=4,
+    )
+    assert not supports(MistralForCausalLM(config))
+    assert not supports(make_module("gpt2"))
+    assert supports(make_module("qwen3"))
+
+
+def test_long_keys_use_the_fused_attention_kernel(llama_like: Any) -> None:
+    """Beyond the explicit-scores limit the other kernel must give the same numbers."""
+    from retrain.models import fused
+
+    adapter = make_adapter(llama_like)
+    session = FusedEngine(llama_like).session(adapter)
+    short = session.logprobs(rows(), 1.0)
+    limit = fused._LONGEST_EXPLICIT_SCORES
+    try:
+        fused._LONGEST_EXPLICIT_SCORES = 1
+        long = session.logprobs(rows(), 1.0)
+    finally:
+        fused._LONGEST_EXPLICIT_SCORES = limit
+    torch.testing.assert_close(short, long, rtol=0, atol=1e-5)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrain.config.schema import RewardConfig
+from retrain.errors import InputError
+from retrain.rewards.custom import CustomReward, RewardFailedError
+from retrain.rewards.match import MatchReward, last_boxed
+from retrain.rewards.registry import build_reward
+from retrain.rewards.reward import score
+from retrain.types import Completion, Group, Problem, Score
+
+
+def completion(text: str) -> Completion:
+    return Completion(np.arange(1), np.zeros(1), text, "stop")
+
+
+def judged(text: str, answer: str) -> Score:
+    return MatchReward().score(Problem("p", "?", answer), completion(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        (r"so \boxed{72}", "72", True),
+        (r"\boxed{71} no, \boxed{72}", "72", True),
+        (r"\boxed{72} no, \boxed{71}", "72", False),
+        (r"\boxed{ 7 2 }", "72", True),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
+        (r"\boxed{\frac{1}{2}}", r"\boxed{\frac{1}{2}}", True),
+        (r"\boxed{72", "72", False),
+        (r"\boxed{72} and \boxed{7", "72", True),
+        (r"72", "72", False),
+        (r"\boxed{}", "", False),
+        (r"\boxed{ }", " ", False),
+        ("", "", False),
+        (r"\boxed{072}", "72", False),
+    ],
+)
+def test_match(text: str, answer: str, right: bool) -> None:
+    found = judged(text, answer)
+    assert found.reward == float(right)
+    assert found.outcome == ("correct" if right else "wrong")
+
+
+balanced = st.recursive(
+    st.text("ab1 \\", max_size=4),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=8,
+)
+
+
+@given(st.text("x{}\\boxed", max_size=15), balanced)
+def test_last_boxed_finds_what_was_put_there(before: str, content: str) -> None:
+    assert last_boxed(f"{before} \\boxed{{{content}}}") == content
+
+
+@given(st.text("{}\\boxed 1", max_size=40))
+def test_last_boxed_never_fails(text: str) -> None:
+    found = last_boxed(text)
+    assert found is None or found in text
+
+
+def custom(function: Any, threshold: float = 0.5) -> CustomReward:
+    return CustomReward(function, "mine.reward", threshold)
+
+
+def test_custom_functions() -> None:
+    problem = Problem("p", "?", "7", metadata={"level": 3})
+    plain = custom(lambda response, reference: float(response == reference))
+    assert plain.score(problem, completion("7")) == Score(1.0, "correct")
+    assert plain.score(problem, completion("8")) == Score(0.0, "wrong")
+    graded = custom(lambda response, reference: 0.3, threshold=0.2)
+    assert graded.score(problem, completion("")).outcome == "correct"
+
+    def with_problem(response: str, reference: str, problem: Problem) -> Score:
+        return Score(0.5, "unverifiable", {"level": problem.metadata["level"]})
+
+    assert custom(with_problem).score(problem, completion("")).parts == {"level": 3}
+    assert custom(lambda response, reference: True).score(problem, completion("")).reward == 1.0
+    assert (
+        custom(lambda response, reference: np.float32(0.25)).score(problem, completion("")).reward
+        == 0.25
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda response, reference: 1 / 0, "raised ZeroDivisionError"),
+        (lambda response, reference: None, "returned None"),
+        (lambda response, reference: "1", "returned '1'"),
+        (lambda response, reference: float("nan"), "returned nan"),
+        (lambda response, reference: Score(float("inf"), "correct"), "returned inf"),
+    ],
+)
+def test_what_is_no_reward_is_an_error_that_shows_the_completion(
+    function: Any, message: str
+) -> None:
+    with pytest.raises(RewardFailedError, match=message) as caught:
+        custom(function).score(Problem("p-17", "?", "7"), completion("I say 7"))
+    assert "p-17" in str(caught.value)
+    assert "I say 7" in str(caught.value)
+
+
+def test_registry(tmp_path: Path) -> None:
+    assert isinstance(build_reward(RewardConfig()), MatchReward)
+    (tmp_path / "own_reward_module.py").write_text("def fn(response, reference):\n    return 1\n")
+    settings = RewardConfig(type="custom", custom_module="own_reward_module", custom_function="fn")
+    reward = build_reward(settings, [tmp_path])
+    assert reward.score(Problem("p", "?", ""), completion("")).reward == 1.0
+    with pytest.raises(InputError, match=r"reward\.custom_function: .*has no 'function'"):
+        build_reward(settings.model_copy(update={"custom_function": "function"}), [tmp_path])
+
+
+def test_score_keeps_the_order() -> None:
+    group = Group(
+        Problem("p", "?", "7"), np.arange(1), (completion(r"\boxed{7}"), completion("no"))
+    )
+    assert score([group], MatchReward())[0].rewards.tolist() == [1.0, 0.0]
