@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-import retrain
 from campaigns import fake_executor, load, plain_console, tables, vanishes
 
+import retrain
 from retrain import __version__
 from retrain.config.load import load_config
 from retrain.config.overrides import Override

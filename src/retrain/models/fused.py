@@ -73,8 +73,7 @@ class _Layer:
 
     input_norm: Tensor
     post_norm: Tensor
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qk_norm: Tensor | None  # (heads + kv heads, head size): of every query and key head
     products: tuple[_Fused, _Fused, _Fused, _Fused]  # qkv, o, gate-up, down
 
 
@@ -137,19 +136,23 @@ class FusedEngine:
             self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(model.model.layers)
         ]
 
-    @staticmethod
-    def _layer(prefix: str, layer: Any) -> _Layer:
+    def _layer(self, prefix: str, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
 
         def named(owner: str, module: Any, *parts: str) -> _Fused:
             return _Fused.of([(f"{prefix}.{owner}.{p}", getattr(module, p)) for p in parts])
 
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        qk_norm = None
+        if hasattr(attention, "q_norm"):
+            heads = (self.heads, self.kv_heads)
+            norms = (attention.q_norm.weight, attention.k_norm.weight)
+            qk_norm = torch.cat(
+                [w.detach().expand(n, -1) for w, n in zip(norms, heads, strict=True)]
+            )
         return _Layer(
             input_norm=layer.input_layernorm.weight.detach(),
             post_norm=layer.post_attention_layernorm.weight.detach(),
-            q_norm=None if norms[0] is None else norms[0].weight.detach(),
-            k_norm=None if norms[1] is None else norms[1].weight.detach(),
+            qk_norm=qk_norm,
             products=(
                 named("self_attn", attention, "q_proj", "k_proj", "v_proj"),
                 named("self_attn", attention, "o_proj"),
@@ -159,9 +162,10 @@ class FusedEngine:
         )
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (tokens, 1, head size) at positions (tokens,)."""
+        """cos and sin (tokens, 1, head size) at positions (tokens,), as `_rotate` wants them."""
         cos, sin = self._rotary(self.embedding, positions[None])
-        return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
+        first, second = sin[0].chunk(2, -1)
+        return cos[0].unsqueeze(1), torch.cat([-first, second], -1).unsqueeze(1)
 
     def session(self, adapter: LoraAdapter | None, train: bool = False) -> FusedSession:
         return FusedSession(self, adapter, train)
@@ -304,18 +308,19 @@ class FusedSession:
         h, g, d = engine.heads, engine.kv_heads, engine.head_dim
         normed = self._norm(x, layer.input_norm)
         qkv = F.linear(normed, self.weights[index][0], layer.products[0].bias)
-        q, k, v = torch.split(qkv.view(-1, h + 2 * g, d), [h, g, g], 1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+        qk, v = torch.split(qkv.view(-1, h + 2 * g, d), [h + g, g], 1)
+        if layer.qk_norm is not None:
+            qk = F.rms_norm(qk, (d,), None, self.engine.eps) * layer.qk_norm
+        q, k = torch.split(_rotate(qk, cos, sin), [h, g], 1)
+        return q, k, v
 
     def _finish_layer(self, x: Tensor, mixed: Tensor, index: int, layer: _Layer) -> Tensor:
         """Output product of the attention, residual, and the feed-forward block."""
         _, o, gate_up, down = self.weights[index]
         _, o_part, gate_up_part, down_part = layer.products
-        x = x + F.linear(mixed, o, o_part.bias)
+        x = _add_product(x, mixed, o, o_part.bias)
         gate, up = F.linear(self._norm(x, layer.post_norm), gate_up, gate_up_part.bias).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, down, down_part.bias)
+        return _add_product(x, F.silu(gate) * up, down, down_part.bias)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.engine.eps)
@@ -343,9 +348,16 @@ def _bias(visible: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), half-split layout."""
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), half-split layout;
+    the first half of `sin` carries the minus sign."""
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    return torch.addcmul(x * cos, torch.cat([second, first], -1), sin)
+
+
+def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x + y W^T + bias in one pass: (tokens, out), (tokens, in), (out, in)."""
+    total = torch.addmm(x, y, weight.T)
+    return total if bias is None else total + bias
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -357,5 +369,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=h != g)
     grouped = q.reshape(r, g, (h // g) * n, d)
     scores = torch.matmul(grouped, k.transpose(-1, -2)).view(r, h, n, m)
-    weights = (scores * d**-0.5 + bias).softmax(-1)
+    weights = torch.add(bias, scores, alpha=d**-0.5).softmax(-1)
     return torch.matmul(weights.view(r, g, (h // g) * n, m), v).view(r, h, n, d)
