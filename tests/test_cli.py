@@ -249,13 +249,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "peft" else "1")
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "scipy" else "1")
     monkeypatch.setattr(doctor, "_torch", lambda: {"error": "OSError: libc"})
     examination = doctor.examine()
     assert not examination["ok"]
     doctor.render(examination)
     shown = capsys.readouterr().out
-    assert "problem: peft is not installed; run: pip install peft" in shown
+    assert "problem: scipy is not installed; run: pip install scipy" in shown
     assert "torch cannot be imported: OSError: libc" in shown
 
 

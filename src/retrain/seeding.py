@@ -38,7 +38,11 @@ def generator(seed: int, purpose: str, *indices: int | str) -> np.random.Generat
 
 
 def uniforms(keys: NDArray[np.uint64], position: int | NDArray[np.int64]) -> FloatArray:
-    """The `position`-th uniform number in [0, 1) of each key's stream: (rows,) -> (rows,)."""
+    """The `position`-th uniform number in [0, 1) of each key's stream.
+
+    keys and position broadcast: (rows,) and a number give (rows,); (rows, 1) and (positions,) give
+    (rows, positions).
+    """
     with np.errstate(over="ignore"):
         z = keys + (np.asarray(position).astype(np.uint64) + np.uint64(1)) * _GAMMA
         z = (z ^ (z >> np.uint64(30))) * _MIX1

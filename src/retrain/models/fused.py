@@ -27,6 +27,9 @@ from retrain.types import IntArray
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
+# Those whose angles depend on the position alone, not on the length of the text.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
 # Attention scores of longer rows are never held at once.
 _LONGEST_EXPLICIT_SCORES = 512
 
@@ -105,13 +108,14 @@ class FusedCache:
         self.positions = self.positions.index_select(0, index)
 
 
-def supports(module: nn.Module) -> bool:
-    """Whether this module is of a kind whose forward pass is written out here."""
-    config: Any = module.config
+def supports(module: Any) -> bool:
+    """Whether this causal LM is of a kind whose forward pass is written out here."""
+    config = module.config
     return (
         config.model_type in SUPPORTED
         and config.hidden_act == "silu"
         and getattr(config, "sliding_window", None) is None
+        and module.model.rotary_emb.rope_type in _ROPE_TYPES
     )
 
 
@@ -132,6 +136,7 @@ class FusedEngine:
         self.head: Tensor = model.lm_head.weight.detach()
         self.final_norm: Tensor = model.model.norm.weight.detach()
         self._rotary: Any = model.model.rotary_emb
+        self._cos = self._sin = torch.empty(0, 1, self.head_dim, device=self.device)
         self.layers = [
             self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(model.model.layers)
         ]
@@ -163,9 +168,14 @@ class FusedEngine:
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (tokens, 1, head size) at positions (tokens,), as `_rotate` wants them."""
-        cos, sin = self._rotary(self.embedding, positions[None])
-        first, second = sin[0].chunk(2, -1)
-        return cos[0].unsqueeze(1), torch.cat([-first, second], -1).unsqueeze(1)
+        needed = int(positions.max()) + 1
+        if needed > len(self._cos):
+            every = torch.arange(2 * needed, device=self.device)
+            cos, sin = self._rotary(self.embedding, every[None])
+            first, second = sin[0].chunk(2, -1)
+            self._cos = cos[0].unsqueeze(1)
+            self._sin = torch.cat([-first, second], -1).unsqueeze(1)
+        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
     def session(self, adapter: LoraAdapter | None, train: bool = False) -> FusedSession:
         return FusedSession(self, adapter, train)
@@ -178,14 +188,13 @@ class FusedSession:
     engine: FusedEngine
     adapter: LoraAdapter | None
     train: bool
-    weights: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(init=False)
+    weights: list[list[Tensor]] = field(init=False)
+    """The merged weights of each layer's products."""
 
     def __post_init__(self) -> None:
-        merged = [
-            tuple(self._merge(product) for product in layer.products)
-            for layer in self.engine.layers
+        self.weights = [
+            [self._merge(product) for product in layer.products] for layer in self.engine.layers
         ]
-        self.weights = merged  # type: ignore[assignment]
 
     def _merge(self, product: _Fused) -> Tensor:
         factors = self.adapter.factors if self.adapter is not None else {}

@@ -18,6 +18,8 @@ from retrain.types import Completion, IntArray, SamplingParams
 
 # Dropping finished rows copies the cache, so it waits until this share of the rows is done.
 _DROP_SHARE = 0.15
+# Positions whose uniform numbers are computed at once.
+_UNIFORM_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +104,16 @@ def sample(
     if times > 1:
         cache.repeat(times)
         logits = logits.repeat_interleave(times, 0)
-    eos = np.array(codec.eos_ids)
+    end_ids = np.array(codec.eos_ids)
     index = np.arange(rows)  # which row each row of the cache is
     running = np.ones(rows, dtype=bool)  # of the rows in the cache
     for position in range(longest_new):
-        uniforms = torch.from_numpy(seeding.uniforms(row_keys[index], position)).to(device)
-        drawn = draw_tokens(logits, uniforms, sampling)
+        column = position % _UNIFORM_BLOCK
+        if column == 0:
+            positions = np.arange(position, position + _UNIFORM_BLOCK)
+            uniforms = seeding.uniforms(row_keys[:, None], positions)
+        uniform = torch.from_numpy(uniforms[index, column]).to(device)
+        drawn = draw_tokens(logits, uniform, sampling)
         ids = drawn.token_ids.cpu().numpy()
         alive = index[running]
         tokens[alive, position] = ids[running]
@@ -115,7 +121,7 @@ def sample(
         if entropies is not None and drawn.entropies is not None:
             entropies[alive, position] = drawn.entropies.cpu().numpy()[running]
         lengths[alive] = position + 1
-        ended = np.isin(ids, eos)
+        ended = (ids[:, None] == end_ids).any(axis=1)
         stopped[index[running & ended]] = True
         running &= ~ended & (limits[index] > position + 1)
         left = int(running.sum())
