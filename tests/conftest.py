@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -43,6 +47,12 @@ def make_module(kind: str, tied: bool = True) -> Any:
             module: Any = Qwen3ForCausalLM(Qwen3Config(head_dim=8, **shape))
         elif kind == "llama":
             module = LlamaForCausalLM(LlamaConfig(attention_bias=True, mlp_bias=True, **shape))
+        elif kind == "neox":
+            module = GPTNeoXForCausalLM(
+                GPTNeoXConfig(**{k: v for k, v in shape.items() if k != "num_key_value_heads"})
+            )
+        elif kind == "gemma2":
+            module = Gemma2ForCausalLM(Gemma2Config(head_dim=8, sliding_window=4, **shape))
         elif kind == "qwen2":
             module = Qwen2ForCausalLM(Qwen2Config(**shape))
         else:

@@ -166,6 +166,18 @@ class TestAgainstPeft:
         assert all(f.grad_b.norm() > 0 for f in adapter.factors.values())
 
 
+@pytest.mark.parametrize("kind", ["neox", "gemma2"])
+def test_other_architectures(kind: str, tmp_path: Path) -> None:
+    """Layers of other names and shapes, biases, sliding windows, capped logits."""
+    module = make_module(kind)
+    adapter = make_adapter(module)
+    expected = reference(with_peft(module, adapter, tmp_path)).detach()
+    assert not supports(module)
+    session = ModuleEngine(module).session(adapter)
+    found = session.logprobs(rows(), TEMPERATURE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_single_token_completions(llama_like: Any) -> None:
     """The first token is predicted by the prompt alone; there are no row tokens to compute."""
     adapter = make_adapter(llama_like)
