@@ -13,7 +13,7 @@ from peft import PeftModel
 from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
 from torch import Tensor
 
-from retrain.models.engine import Engine, Rows, pad_ids
+from retrain.models.engine import Engine, Rows, Session, pad_ids
 from retrain.models.fused import FusedEngine, supports
 from retrain.models.lora import LoraAdapter
 from retrain.models.modules import ModuleEngine
@@ -30,9 +30,12 @@ def completions() -> list[np.ndarray]:
 
 
 def rows() -> Rows:
-    prompts, prompt_mask = pad_ids(PROMPTS, CPU)
     ids, mask = pad_ids(completions(), CPU)
-    return Rows(prompts, prompt_mask, torch.tensor(PROMPT_INDEX), ids, mask)
+    return Rows(torch.tensor(PROMPT_INDEX), ids, mask)
+
+
+def scored(session: Session, of: Rows | None = None, temperature: float = TEMPERATURE) -> Tensor:
+    return session.logprobs(session.prompts(PROMPTS), of or rows(), temperature)
 
 
 def token_weights() -> Tensor:
@@ -69,14 +72,12 @@ class TestAgainstPeft:
         adapter = make_adapter(any_module)
         expected = reference(with_peft(any_module, adapter, tmp_path)).detach()
         session = engines(any_module)[engine_index].session(adapter)
-        torch.testing.assert_close(
-            session.logprobs(rows(), TEMPERATURE), expected, rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(scored(session), expected, rtol=0, atol=1e-5)
 
     def test_without_adapter(self, any_module: Any, engine_index: int) -> None:
         engine = engines(any_module)[engine_index]
-        engine.session(make_adapter(any_module)).logprobs(rows(), TEMPERATURE)
-        found = engine.session(None).logprobs(rows(), TEMPERATURE)
+        scored(engine.session(make_adapter(any_module)))
+        found = scored(engine.session(None))
         torch.testing.assert_close(found, reference(any_module), rtol=0, atol=1e-5)
 
     def test_gradients(self, any_module: Any, engine_index: int, tmp_path: Path) -> None:
@@ -84,9 +85,8 @@ class TestAgainstPeft:
         peft = with_peft(any_module, adapter, tmp_path)
         (reference(peft) * token_weights()).sum().backward()
         session = engines(any_module)[engine_index].session(adapter, train=True)
-        (session.logprobs(rows(), TEMPERATURE) * token_weights()).sum().backward()
-        with torch.no_grad():
-            session.write_gradients()
+        (scored(session) * token_weights()).sum().backward()
+        session.finish()
         expected = dict(peft.named_parameters())
         for name, factors in adapter.factors.items():
             for letter, grad in (("A", factors.grad_a), ("B", factors.grad_b)):
@@ -102,18 +102,12 @@ class TestAgainstPeft:
         def gradient(parts: list[list[int]]) -> Tensor:
             adapter.grads.zero_()
             session = engine.session(adapter, train=True)
+            prompts = session.prompts(PROMPTS)
             for part in parts:
                 index = torch.tensor(part)
-                some = Rows(
-                    whole.prompts,
-                    whole.prompt_mask,
-                    whole.prompt_index[index],
-                    whole.token_ids[index],
-                    whole.mask[index],
-                )
-                (session.logprobs(some, TEMPERATURE) * weights[index]).sum().backward()
-            with torch.no_grad():
-                session.write_gradients()
+                some = Rows(whole.prompt_index[index], whole.token_ids[index], whole.mask[index])
+                (session.logprobs(prompts, some, TEMPERATURE) * weights[index]).sum().backward()
+            session.finish()
             return adapter.grads.clone()
 
         at_once, apart = gradient([[0, 1, 2, 3, 4]]), gradient([[4, 0], [1], [3, 2]])
@@ -140,17 +134,8 @@ class TestAgainstPeft:
                 tokens = ids[kept, position]
                 found[kept, position] = logprobs.gather(1, tokens[:, None])[:, 0]
                 logits = session.decode(cache, tokens)
-            prompts, prompt_mask = pad_ids(PROMPTS, CPU)
-            full = session.logprobs(
-                Rows(
-                    prompts,
-                    prompt_mask,
-                    torch.arange(3).repeat_interleave(2),
-                    ids,
-                    torch.ones(6, 5, dtype=torch.bool),
-                ),
-                TEMPERATURE,
-            )
+            every = torch.ones(6, 5, dtype=torch.bool)
+            full = scored(session, Rows(torch.arange(3).repeat_interleave(2), ids, every))
         torch.testing.assert_close(found[kept], full[kept], rtol=0, atol=1e-5)
         torch.testing.assert_close(found[:, :2], full[:, :2], rtol=0, atol=1e-5)
 
@@ -158,11 +143,10 @@ class TestAgainstPeft:
         adapter = make_adapter(any_module, targets=["q_proj", "layers.1.mlp.down_proj"])
         expected = reference(with_peft(any_module, adapter, tmp_path)).detach()
         session = engines(any_module)[engine_index].session(adapter, train=True)
-        found = session.logprobs(rows(), TEMPERATURE)
+        found = scored(session)
         torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-5)
         found.sum().backward()
-        with torch.no_grad():
-            session.write_gradients()
+        session.finish()
         assert all(f.grad_b.norm() > 0 for f in adapter.factors.values())
 
 
@@ -174,19 +158,19 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     expected = reference(with_peft(module, adapter, tmp_path)).detach()
     assert not supports(module)
     session = ModuleEngine(module).session(adapter)
-    found = session.logprobs(rows(), TEMPERATURE)
+    found = scored(session)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_single_token_completions(llama_like: Any) -> None:
     """The first token is predicted by the prompt alone; there are no row tokens to compute."""
     adapter = make_adapter(llama_like)
-    prompts, prompt_mask = pad_ids(PROMPTS, CPU)
     ids, mask = pad_ids([np.array([5]), np.array([9])], CPU)
-    some = Rows(prompts, prompt_mask, torch.tensor([0, 2]), ids, mask)
     session = FusedEngine(llama_like).session(adapter, train=True)
-    found = session.logprobs(some, 1.0)
+    found = scored(session, Rows(torch.tensor([0, 2]), ids, mask))
     found.sum().backward()
+    session.finish()
+    assert adapter.grads.norm() > 0
     assert found.shape == (2, 1)
     assert torch.isfinite(found).all()
 
@@ -214,11 +198,11 @@ def test_long_keys_use_the_fused_attention_kernel(llama_like: Any) -> None:
 
     adapter = make_adapter(llama_like)
     session = FusedEngine(llama_like).session(adapter)
-    short = session.logprobs(rows(), 1.0)
+    short = scored(session)
     limit = fused._LONGEST_EXPLICIT_SCORES
     try:
         fused._LONGEST_EXPLICIT_SCORES = 1
-        long = session.logprobs(rows(), 1.0)
+        long = scored(session)
     finally:
         fused._LONGEST_EXPLICIT_SCORES = limit
     torch.testing.assert_close(short, long, rtol=0, atol=1e-5)

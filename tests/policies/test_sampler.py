@@ -118,10 +118,9 @@ def test_logprobs_match_a_plain_forward_pass(
     session = engine(any_module).session(adapter)
     groups = run(session, keys(3, 4), temperature=temperature)
     rows = [completion for group in groups for completion in group]
-    prompts, prompt_mask = pad_ids(PROMPTS, CPU)
     ids, mask = pad_ids([row.token_ids for row in rows], CPU)
     index = torch.arange(3).repeat_interleave(4)
-    expected = session.logprobs(Rows(prompts, prompt_mask, index, ids, mask), temperature)
+    expected = session.logprobs(session.prompts(PROMPTS), Rows(index, ids, mask), temperature)
     for row, logprobs in zip(rows, expected, strict=True):
         np.testing.assert_allclose(row.logprobs, logprobs[: row.num_tokens], atol=1e-5)
 

@@ -20,17 +20,23 @@ from retrain.types import IntArray
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Completions and their prompts, as tensors on the model's device; both right-padded.
+    """Completions as tensors on the model's device, right-padded.
 
-    prompts: (prompts, prompt tokens); prompt_mask: the same shape; prompt_index: (rows,)
-    token_ids: (rows, tokens); mask: (rows, tokens)
+    prompt_index: (rows,) which of the session's prompts a row continues.
+    token_ids, mask: (rows, tokens)
     """
 
-    prompts: Tensor
-    prompt_mask: Tensor
     prompt_index: Tensor
     token_ids: Tensor
     mask: Tensor
+
+
+class Prompts(Protocol):
+    """Prompts that a session has taken in, for any number of completions."""
+
+    @property
+    def mask(self) -> Tensor:
+        """(prompts, tokens), left-padded."""
 
 
 class Cache(Protocol):
@@ -56,17 +62,26 @@ class Session(Protocol):
     def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
         """Append one token a row (rows,) -> next-token logits (rows, vocabulary)."""
 
-    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+    def prompts(self, prompts: Sequence[IntArray]) -> Prompts:
+        """Take in prompts whose completions `logprobs` is to score."""
+
+    def logprobs(self, prompts: Prompts, rows: Rows, temperature: float) -> Tensor:
         """Log-probabilities (rows, tokens) of the rows' tokens at this temperature, 0 on
         padding; carries gradients when the session was opened for training."""
 
-    def write_gradients(self) -> None:
-        """After backward passes: add the gradients of the adapter's factors to
-        `adapter.grads`. Called once, at the end of the session."""
+    def finish(self) -> None:
+        """After all backward passes of a session opened for training: what is still missing
+        from `adapter.grads` is added."""
 
 
 class Engine(Protocol):
-    """A base model that opens sessions; it keeps nothing of an adapter between them."""
+    """A base model that opens sessions; it keeps nothing of an adapter between them.
+
+    rows_hold_prompts: whether `logprobs` computes a row's prompt anew, which then counts against
+    the size of a micro-batch.
+    """
+
+    rows_hold_prompts: bool
 
     def session(self, adapter: LoraAdapter | None, train: bool = False) -> Session:
         """`adapter=None` is the base model alone."""

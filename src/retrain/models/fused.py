@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retrain.models.engine import Cache, Rows, pad_ids, token_logprobs
+from retrain.models.engine import Cache, Prompts, Rows, pad_ids, token_logprobs
 from retrain.models.lora import LoraAdapter
 from retrain.types import IntArray
 
@@ -108,6 +108,33 @@ class FusedCache:
         self.positions = self.positions.index_select(0, index)
 
 
+class FusedPrompts:
+    """What completions see of their prompts.
+
+    mask: (prompts, tokens), left-padded. parts: keys of every layer, then values, (prompts, kv
+    heads, tokens, head size), and the last layer's output at the last token (prompts, hidden).
+
+    In training the parts are leaves: the gradients that all micro-batches leave in them go
+    through the prompts' own computation once, in `backward`.
+    """
+
+    def __init__(self, mask: Tensor, parts: list[Tensor], train: bool) -> None:
+        self.mask = mask
+        self._computed = parts
+        self.parts = [part.detach().requires_grad_() for part in parts] if train else parts
+
+    def backward(self) -> None:
+        """Send the gradients of `parts` on."""
+        pairs = [
+            (part, leaf.grad)
+            for part, leaf in zip(self._computed, self.parts, strict=True)
+            if leaf.grad is not None and part.requires_grad
+        ]
+        if pairs:
+            outputs, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(outputs, gradients)
+
+
 def supports(module: Any) -> bool:
     """Whether this causal LM is of a kind whose forward pass is written out here."""
     config = module.config
@@ -121,6 +148,8 @@ def supports(module: Any) -> bool:
 
 class FusedEngine:
     """Llama-like model, float32, adapter merged a session at a time."""
+
+    rows_hold_prompts = False
 
     def __init__(self, module: nn.Module) -> None:
         model: Any = module
@@ -168,7 +197,7 @@ class FusedEngine:
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (tokens, 1, head size) at positions (tokens,), as `_rotate` wants them."""
-        needed = int(positions.max()) + 1
+        needed = int(positions.max()) + 1 if positions.numel() else 0
         if needed > len(self._cos):
             every = torch.arange(2 * needed, device=self.device)
             cos, sin = self._rotary(self.embedding, every[None])
@@ -190,6 +219,8 @@ class FusedSession:
     train: bool
     weights: list[list[Tensor]] = field(init=False)
     """The merged weights of each layer's products."""
+    computed: list[FusedPrompts] = field(default_factory=list, init=False)
+    """Prompts whose gradients wait for the end of the session."""
 
     def __post_init__(self) -> None:
         self.weights = [
@@ -207,51 +238,57 @@ class FusedSession:
                 merged[rows].addmm_(factors[name].b, factors[name].a, alpha=self.adapter.spec.scale)
         return merged.requires_grad_(self.train)
 
-    def write_gradients(self) -> None:
-        """d loss / d B = scale dW A^T and d loss / d A = scale B^T dW, from W + scale B A."""
+    def finish(self) -> None:
+        """Back through the prompts, then from the merged weights to the factors:
+        d loss / d B = scale dW A^T and d loss / d A = scale B^T dW, from W + scale B A."""
         adapter = self.adapter
         assert adapter is not None
-        for layer, weights in zip(self.engine.layers, self.weights, strict=True):
-            for product, weight in zip(layer.products, weights, strict=True):
-                if weight.grad is None:
-                    continue
-                for name, rows in product.slices():
-                    factors = adapter.factors.get(name)
-                    if factors is not None:
-                        grad = weight.grad[rows]
-                        factors.grad_b.addmm_(grad, factors.a.T, alpha=adapter.spec.scale)
-                        factors.grad_a.addmm_(factors.b.T, grad, alpha=adapter.spec.scale)
+        for prompts in self.computed:
+            prompts.backward()
+        with torch.no_grad():
+            for layer, weights in zip(self.engine.layers, self.weights, strict=True):
+                for product, weight in zip(layer.products, weights, strict=True):
+                    if weight.grad is None:
+                        continue
+                    for name, rows in product.slices():
+                        factors = adapter.factors.get(name)
+                        if factors is not None:
+                            grad = weight.grad[rows]
+                            factors.grad_b.addmm_(grad, factors.a.T, alpha=adapter.spec.scale)
+                            factors.grad_a.addmm_(factors.b.T, grad, alpha=adapter.spec.scale)
 
-    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
+    def prompts(self, prompts: Sequence[IntArray]) -> FusedPrompts:
         engine = self.engine
         ids, mask = pad_ids(prompts, engine.device, left=True)
         count, width = ids.shape
-        room = width + max_new_tokens
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        cos, sin = engine.rotary(positions.flatten())
-        visible = mask[:, None, :] & torch.ones(width, width, device=ids.device).tril().bool()
-        bias = _bias(visible)[:, None]
-        shape = (count, engine.kv_heads, room, engine.head_dim)
-        cache = FusedCache(
-            keys=[],
-            values=[],
-            bias=torch.zeros((count, 1, 1, room), device=ids.device),
-            positions=mask.sum(1),
-            used=width,
-        )
-        cache.bias[:, 0, 0, :width] = _bias(mask)
+        cos, sin = engine.rotary((mask.cumsum(1) - 1).clamp_min(0).flatten())
+        causal = torch.ones(width, width, device=ids.device).tril().bool()
+        bias = _bias(mask[:, None, :] & causal)[:, None]
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         x = F.embedding(ids.flatten(), engine.embedding)
         for index, layer in enumerate(engine.layers):
-            q, k, v = self._qkv(x, index, cos, sin)
-            keys, values = x.new_zeros(shape), x.new_zeros(shape)
-            keys[:, :, :width] = _rows(k, count, width)
-            values[:, :, :width] = _rows(v, count, width)
-            cache.keys.append(keys)
-            cache.values.append(values)
-            mixed = _attend(_rows(q, count, width), keys[:, :, :width], values[:, :, :width], bias)
-            x = self._finish_layer(x, _flat(mixed), index, layer)
-        last = x.view(count, width, -1)[:, -1]
-        return cache, self._logits(last)
+            q, k, v = (_rows(z, count, width) for z in self._qkv(x, index, cos, sin))
+            keys.append(k)
+            values.append(v)
+            if index == len(engine.layers) - 1:
+                # Nothing looks at the last layer's output but that of the last token.
+                q, bias = q[:, :, -1:], bias[:, :, -1:]
+                x = x.view(count, width, -1)[:, -1]
+            x = self._finish_layer(x, _flat(_attend(q, k, v, bias)), index, layer)
+        found = FusedPrompts(mask, [*keys, *values, x], self.train)
+        if self.train:
+            self.computed.append(found)
+        return found
+
+    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
+        found = self.prompts(prompts)
+        width = found.mask.shape[1]
+        room = [F.pad(part, (0, 0, 0, max_new_tokens)) for part in found.parts[:-1]]
+        layers = len(self.engine.layers)
+        bias = F.pad(_bias(found.mask), (0, max_new_tokens))[:, None, None]
+        cache = FusedCache(room[:layers], room[layers:], bias, found.mask.sum(1), width)
+        return cache, self._logits(found.parts[-1])
 
     def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
         assert isinstance(cache, FusedCache)
@@ -276,36 +313,28 @@ class FusedSession:
         cache.positions = cache.positions + 1
         return self._logits(x)
 
-    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
-        engine = self.engine
-        p, width = rows.prompts.shape
+    def logprobs(self, prompts: Prompts, rows: Rows, temperature: float) -> Tensor:
+        assert isinstance(prompts, FusedPrompts)
+        engine, layers = self.engine, len(self.engine.layers)
+        prompt_mask = prompts.mask[rows.prompt_index]
+        width = prompt_mask.shape[1]
         r, t = rows.token_ids.shape
         inputs = rows.token_ids[:, :-1]
-        lengths = rows.prompt_mask.sum(1)  # (p,)
-        prompt_positions = torch.arange(width, device=lengths.device).expand(p, width)
-        positions = lengths[rows.prompt_index, None] + torch.arange(t - 1, device=lengths.device)
-        cos, sin = engine.rotary(torch.cat([prompt_positions.flatten(), positions.flatten()]))
-        causal = torch.ones(max(width, t), max(width, t), device=lengths.device).tril().bool()
-        prompt_bias = _bias(causal[:width, :width] & rows.prompt_mask[:, None, :])[:, None]
-        seen_prompt = rows.prompt_mask[rows.prompt_index, None, :].expand(r, t - 1, width)
-        seen_own = causal[: t - 1, : t - 1].expand(r, t - 1, t - 1)
-        row_bias = _bias(torch.cat([seen_prompt, seen_own], 2))[:, None]
-        split = [p * width, r * (t - 1)]
-        x = F.embedding(torch.cat([rows.prompts.flatten(), inputs.flatten()]), engine.embedding)
+        places = torch.arange(t - 1, device=engine.device)
+        cos, sin = engine.rotary((prompt_mask.sum(1)[:, None] + places).flatten())
+        causal = torch.ones(t - 1, t - 1, device=engine.device).tril().bool()
+        visible = torch.cat(
+            [prompt_mask[:, None].expand(r, t - 1, width), causal.expand(r, t - 1, t - 1)], 2
+        )
+        bias = _bias(visible)[:, None]
+        x = F.embedding(inputs.flatten(), engine.embedding)
         for index, layer in enumerate(engine.layers):
-            q, k, v = self._qkv(x, index, cos, sin)
-            (qp, qr), (kp, kr), (vp, vr) = (torch.split(z, split) for z in (q, k, v))
-            kp, vp = _rows(kp, p, width), _rows(vp, p, width)
-            prompt_out = _attend(_rows(qp, p, width), kp, vp, prompt_bias)
-            keys = torch.cat([kp[rows.prompt_index], _rows(kr, r, t - 1)], 2)
-            values = torch.cat([vp[rows.prompt_index], _rows(vr, r, t - 1)], 2)
-            row_out = _attend(_rows(qr, r, t - 1), keys, values, row_bias)
-            mixed = torch.cat([_flat(prompt_out), _flat(row_out)])
-            x = self._finish_layer(x, mixed, index, layer)
-        xp, xr = torch.split(x, split)
-        size = x.shape[1]
-        last = xp.view(p, width, size)[torch.arange(p, device=lengths.device), lengths - 1]
-        hidden = torch.cat([last[rows.prompt_index, None], xr.view(r, t - 1, size)], 1)
+            q, k, v = (_rows(z, r, t - 1) for z in self._qkv(x, index, cos, sin))
+            keys = torch.cat([prompts.parts[index][rows.prompt_index], k], 2)
+            values = torch.cat([prompts.parts[layers + index][rows.prompt_index], v], 2)
+            x = self._finish_layer(x, _flat(_attend(q, keys, values, bias)), index, layer)
+        first = prompts.parts[-1][rows.prompt_index, None]
+        hidden = torch.cat([first, x.view(r, t - 1, first.shape[2])], 1)
         found = token_logprobs(
             self._logits(hidden[rows.mask]), rows.token_ids[rows.mask], temperature
         )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retrain.models.engine import Cache, Rows, pad_ids, token_logprobs
+from retrain.models.engine import Cache, Prompts, Rows, pad_ids, token_logprobs
 from retrain.models.lora import LoraAdapter, target_modules
 from retrain.types import IntArray
 
@@ -42,8 +42,18 @@ class ModuleCache:
         self.positions = self.positions.index_select(0, index)
 
 
+@dataclass(frozen=True, slots=True)
+class ModulePrompts:
+    """Token ids of prompts and their mask, (prompts, tokens), left-padded."""
+
+    ids: Tensor
+    mask: Tensor
+
+
 class ModuleEngine:
     """Runs the module; forward hooks add the adapter that the current session names."""
+
+    rows_hold_prompts = True
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
@@ -99,8 +109,8 @@ class ModuleSession:
                 a.grad, b.grad = f.grad_a, f.grad_b
             self.leaves[name] = (a, b)
 
-    def write_gradients(self) -> None:
-        """Nothing is left to do: backward passes wrote into `adapter.grads`."""
+    def finish(self) -> None:
+        """Nothing is missing: backward passes wrote into `adapter.grads`."""
 
     def _call(self, **inputs: Any) -> Any:
         scale = 0.0 if self.adapter is None else self.adapter.spec.scale
@@ -137,18 +147,16 @@ class ModuleSession:
         cache.positions = cache.positions + 1
         return torch.as_tensor(out.logits[:, -1].float())
 
-    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+    def prompts(self, prompts: Sequence[IntArray]) -> ModulePrompts:
+        return ModulePrompts(*pad_ids(prompts, self.engine.device, left=True))
+
+    def logprobs(self, prompts: Prompts, rows: Rows, temperature: float) -> Tensor:
+        assert isinstance(prompts, ModulePrompts)
         r, t = rows.token_ids.shape
         # Prompts end, and completions begin, at the same column in every row, so that the head
         # runs on the last t + 1 columns only.
-        width = rows.prompts.shape[1]
-        shift = torch.arange(width, device=rows.prompts.device) - (
-            width - rows.prompt_mask.sum(1, keepdim=True)
-        )
-        left_ids = rows.prompts.gather(1, shift.clamp_min(0))
-        left_mask = shift >= 0
-        ids = torch.cat([left_ids[rows.prompt_index], rows.token_ids], 1)
-        mask = torch.cat([left_mask[rows.prompt_index], rows.mask], 1)
+        ids = torch.cat([prompts.ids[rows.prompt_index], rows.token_ids], 1)
+        mask = torch.cat([prompts.mask[rows.prompt_index], rows.mask], 1)
         out = self._call(
             input_ids=ids,
             attention_mask=mask.long(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from retrain.config.schema import LossConfig
-from retrain.models.engine import Rows, pad_ids
+from retrain.models.engine import Rows
 from retrain.models.lora import LoraAdapter, LoraSpec
 from retrain.policies.backends import BACKENDS
 from retrain.policies.local.base import BaseModel
@@ -27,7 +27,7 @@ from retrain.types import Completion, IntArray, SamplingParams, TrainBatch
 _OPTIMIZER_FILE = "optimizer.safetensors"
 # Measured on two cores: activations of about this many padded tokens stay in the cache of a CPU
 # core; a GPU wants more.
-_AUTO_MICRO_BATCH = {"cpu": 1024, "cuda": 16384}
+_AUTO_MICRO_BATCH = {"cpu": 768, "cuda": 16384}
 
 
 class LocalPolicy:
@@ -80,19 +80,23 @@ class LocalPolicy:
         if len(chosen) == 0:
             return UpdateStats(0.0, 0.0, False, None, None, None, None, None, None)
         self.adapter.grads.zero_()
+        used = np.unique(batch.prompt_index[chosen])
+        used_prompts = [batch.prompts[index] for index in used]
         with torch.no_grad():
             session = self.base.engine.session(self.adapter, train=True)
-            base_session = self.base.engine.session(None) if loss.kl_coef > 0 else None
+            base = self.base.engine.session(None) if loss.kl_coef > 0 else None
+            base_prompts = base.prompts(used_prompts) if base is not None else None
+        prompts = session.prompts(used_prompts)
         parts: list[LossParts] = []
         for micro in self._micro_batches(batch, chosen):
-            rows = self._rows(micro)
+            rows = self._rows(micro, used)
             base_logprobs = None
-            if base_session is not None:
+            if base is not None and base_prompts is not None:
                 with torch.no_grad():
-                    base_logprobs = base_session.logprobs(rows, micro.temperature)
+                    base_logprobs = base.logprobs(base_prompts, rows, micro.temperature)
             part = policy_loss(
                 LossRows(
-                    logprobs=session.logprobs(rows, micro.temperature),
+                    logprobs=session.logprobs(prompts, rows, micro.temperature),
                     old_logprobs=self._tensor(micro.logprobs),
                     credit=self._tensor(micro.credit),
                     mask=rows.mask,
@@ -103,8 +107,7 @@ class LocalPolicy:
             )
             part.loss.backward()  # type: ignore[no-untyped-call]
             parts.append(part)
-        with torch.no_grad():
-            session.write_gradients()
+        session.finish()
         total = sum(float(part.loss.detach()) for part in parts)
         grad_norm = float(self.adapter.grads.norm())
         if not np.isfinite(total):
@@ -114,7 +117,7 @@ class LocalPolicy:
                 f"the gradient's norm is {grad_norm} (the loss is {total:g})"
             )
         self._step(optimizer, grad_norm)
-        return _stats(parts, total, grad_norm, with_base=base_session is not None)
+        return _stats(parts, total, grad_norm, with_base=base is not None)
 
     def _step(self, step: OptimizerStep, grad_norm: float) -> None:
         if 0 < step.grad_clip < grad_norm:
@@ -128,29 +131,22 @@ class LocalPolicy:
         (a single row may). Every part is cut to its longest row."""
         lengths = batch.mask.sum(axis=1)
         order = chosen[np.argsort(lengths[chosen], kind="stable")]
+        longest_prompt = max(len(prompt) for prompt in batch.prompts)
+        extra = longest_prompt if self.base.engine.rows_hold_prompts else 0
         start = 0
-        while start < len(order):
-            end = start + 1
-            prompts: set[int] = {int(batch.prompt_index[order[start]])}
-            while end < len(order):
-                grown = prompts | {int(batch.prompt_index[order[end]])}
-                padded = (end + 1 - start) * int(lengths[order[end]]) + sum(
-                    len(batch.prompts[i]) for i in grown
-                )
-                if padded > self._micro_batch_tokens:
-                    break
-                prompts = grown
-                end += 1
+        for end in range(1, len(order) + 1):
+            if end < len(order):
+                padded = (end + 1 - start) * (int(lengths[order[end]]) + extra)
+                if padded <= self._micro_batch_tokens:
+                    continue
             part = batch.rows(order[start:end])
             yield part.cut(int(lengths[order[end - 1]]))
             start = end
 
-    def _rows(self, batch: TrainBatch) -> Rows:
-        used, index = np.unique(batch.prompt_index, return_inverse=True)
-        prompts, prompt_mask = pad_ids([batch.prompts[i] for i in used], self.base.device)
+    def _rows(self, batch: TrainBatch, used: IntArray) -> Rows:
+        """`used` holds the indices of the session's prompts, in order."""
+        index = np.searchsorted(used, batch.prompt_index)
         return Rows(
-            prompts=prompts,
-            prompt_mask=prompt_mask,
             prompt_index=torch.from_numpy(index).to(self.base.device),
             token_ids=torch.from_numpy(batch.token_ids).to(self.base.device),
             mask=torch.from_numpy(batch.mask).to(self.base.device),
