@@ -239,19 +239,22 @@ def _runs_table(runs: Sequence[RunView], title: bool = True) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("single runs" if title else "", header_style="bold", overflow="fold")
     table.add_column("state", header_style="dim")
-    for name in ("step", "accuracy", "last row", "s/step", "left"):
+    left = [run_seconds_left(run) for run in shown]
+    columns = ["step", "accuracy", "row age", "s/step"]
+    for name in [*columns, "left"] if any(left) else columns:
         table.add_column(name, justify="right", header_style="dim")
-    for run in shown:
-        left = run_seconds_left(run)
-        table.add_row(
-            Text(run.name),
+    for run, seconds in zip(shown, left, strict=True):
+        cells: list[RenderableType] = [
+            Text(run.folder.name),
             Text(run.state, style=LOOKS.get(run.state, UNKNOWN).style),
             f"{run.step}/{run.max_steps}" if run.max_steps else str(run.step),
             percent(run.accuracy),
-            "" if run.row_age_s is None else f"{age(run.row_age_s)} ago",
+            "" if run.row_age_s is None else age(run.row_age_s),
             "" if run.step_time_s is None else f"{run.step_time_s:.3g}",
-            "" if left is None else duration(left),
-        )
+        ]
+        if any(left):
+            cells.append("" if seconds is None else duration(seconds))
+        table.add_row(*cells)
     parts: list[RenderableType] = [table]
     if len(runs) > len(shown):
         parts.append(Text(f"and {plural(len(runs) - len(shown), 'older run')}", style="dim"))
