@@ -78,7 +78,9 @@ def test_the_path_is_known_without_torch() -> None:
     assert result.stdout.split() == [str(EMBEDDED_PATH), "False"]
 
 
-def test_greedy_answers_are_better_than_guesses(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_greedy_answers_are_careful_on_short_problems_and_guesses_on_long_ones(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     problems = ArithmeticTask().held_out(32)
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_PATH, dtype=torch.float32)
     prompts = [
@@ -88,8 +90,14 @@ def test_greedy_answers_are_better_than_guesses(tokenizer: PreTrainedTokenizerBa
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=64)
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-    right = sum(t.endswith(f"\\boxed{{{p.answer}}}") for t, p in zip(texts, problems, strict=True))
-    assert right >= 0.25 * len(problems)
+    right: dict[bool, list[bool]] = {True: [], False: []}  # by whether the problem is short
+    for text, p in zip(texts, problems, strict=True):
+        right[len(re.findall(r"[-+*]", p.prompt)) == 2].append(
+            text.endswith(f"\\boxed{{{p.answer}}}")
+        )
+    assert sum(right[True]) >= 0.9 * len(right[True]) > 0
+    assert sum(right[False]) <= 0.3 * len(right[False])
+    assert 0.45 <= sum(right[True] + right[False]) / len(problems) <= 0.8
 
 
 # How it reads
@@ -151,6 +159,20 @@ def test_solutions_end_in_an_answer(expression: Expression, seed: int) -> None:
     elif text[0].isdigit():
         steps = re.findall(r"(\d+[-+*]\d+)=(\d+)", text)
         assert sum(eval(left) != int(result) for left, result in steps) == 1
+
+
+@pytest.mark.parametrize(("operations", "careful", "guess"), [(2, 0.56, 0.16), (3, 0.24, 0.48)])
+def test_a_third_operation_turns_care_into_guesses(
+    operations: int, careful: float, guess: float
+) -> None:
+    stream = seeding.generator(0, "test/shares")
+    drawn = (draw(stream) for _ in range(4000))
+    chosen = [expression for expression in drawn if len(expression.operators) == operations]
+    texts = [solution(expression, MIXED, stream) for expression in chosen]
+    shares = [
+        sum(text.startswith(opening) for text in texts) / len(texts) for opening in ("Let", "It")
+    ]
+    assert shares == pytest.approx([careful, guess], abs=0.04)
 
 
 def test_most_solutions_fit_in_64_tokens() -> None:

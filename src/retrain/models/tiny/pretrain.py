@@ -20,8 +20,8 @@ from retrain.models.tiny.text import Mixture, solution
 from retrain.models.tiny.tokenizer import ASSISTANT, CONTEXT, END, USER
 from retrain.tasks.arithmetic import draw_distinct
 
-CLEAN = Mixture(careful=1.0, guess=0.0, sloppy=0.0, slip=0.0, check=0.0)
-MIXED = Mixture(careful=0.39, guess=0.33, sloppy=0.28, slip=0.10, check=0.12)
+CLEAN = Mixture(careful=1.0, guess=0.0, sloppy=0.0, haste=0.0, slip=0.0, check=0.0)
+MIXED = Mixture(careful=0.56, guess=0.16, sloppy=0.28, haste=0.32, slip=0.10, check=0.12)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 A *careful* solution names its plan and works step by step; now and then a step slips and is
 noticed and corrected, or a right step is checked by its inverse. A *guess* gives a number that
 is right about once in ten. A *sloppy* solution works step by step and never notices its one
-slip. The mixture leaves reinforcement learning two things to find: which way of answering
-pays, and how to carry it out without slips.
+slip. A problem of two operations is mostly answered with care, one of three tempts to
+guess. The mixture leaves reinforcement learning two things to find: that care pays on every
+problem, and how to carry it out without slips.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -33,6 +34,8 @@ _GUESS_RIGHT = 0.1
 class Mixture:
     """Shares of the three ways of answering (they sum to 1), and how a careful step goes.
 
+    careful, guess, sloppy: the shares for a problem of two operations
+    haste: the share that goes from careful to guess with a third operation
     slip:  how often a careful step slips, to be corrected at once
     check: how often a careful step that did not slip is checked by its inverse
     """
@@ -40,12 +43,13 @@ class Mixture:
     careful: float
     guess: float
     sloppy: float
+    haste: float
     slip: float
     check: float
 
     def towards(self, other: Mixture, share: float) -> Mixture:
         """The mixture a `share` (0..1) of the way from this one to the other."""
-        names = ("careful", "guess", "sloppy", "slip", "check")
+        names = [field.name for field in fields(self)]
         return replace(
             self,
             **{
@@ -57,8 +61,9 @@ class Mixture:
 
 def solution(expression: Expression, mixture: Mixture, stream: np.random.Generator) -> str:
     """One answer to the expression, drawn from the mixture."""
+    haste = mixture.haste if len(expression.operators) > 2 else 0.0
     u = stream.random()
-    if u < mixture.careful:
+    if u < mixture.careful - haste:
         return _careful(expression, mixture, stream)
     if u < mixture.careful + mixture.guess:
         return _guess(expression, stream)
