@@ -18,7 +18,7 @@ from retrain.preflight import check_reading
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from retrain.experiments.campaign import CampaignResult
+    from retrain.experiments.conclusion import CampaignResult
     from retrain.experiments.single import SingleResult
 
 Config = LoadedConfig | Mapping[str, Any] | Path | str
@@ -97,6 +97,38 @@ def run_campaign(
     from retrain.experiments.campaign import run_campaign as run
 
     return run(_load(config, overrides, seeds), console=console)
+
+
+def resume(
+    folder: Path | str,
+    *,
+    config: Config | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow_changes: Sequence[str] = (),
+    retry_failed: bool = False,
+    extend: bool = False,
+    console: Console | None = None,
+) -> CampaignResult | SingleResult:
+    """Go on with a run or a campaign from its last checkpoints.
+
+    config, overrides: as for `load_config`; without a config the one that it was started with.
+    allow_changes:     keys in which a single run may become another one from here on.
+    retry_failed:      also try runs of a campaign again that failed by an error of their own.
+    extend:            train the runs that `config` adds to the campaign.
+    console:           where progress is shown; the standard output by default.
+    """
+    from retrain.experiments.resume import resume as go_on
+
+    given = [_override(place, value) for place, value in (overrides or {}).items()]
+    return go_on(
+        Path(folder),
+        loaded=None if config is None else _load(config, overrides, None),
+        overrides=given if config is None else (),
+        allow_changes=allow_changes,
+        retry_failed=retry_failed,
+        extend=extend,
+        console=console,
+    )
 
 
 def _override(place: str, value: Any) -> Override:

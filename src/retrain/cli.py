@@ -33,6 +33,14 @@ ConfigPath = Annotated[
 ]
 Overrides = Sequence["Override"]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="1,2,…", help="Seeds of a campaign.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="TABLE.KEY",
+        help="A key in which a resumed run may become another one; repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 SHORTHANDS: dict[str, tuple[str, str, type, str]] = {
@@ -121,17 +129,32 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder of a single run.")
     ] = None,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FOLDER", help="Go on with this run or campaign instead."),
+    ] = None,
+    allow_change: AllowChange = None,
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
     condition: Annotated[str | None, typer.Option("--condition", hidden=True)] = None,
 ) -> None:
     """Train what a config describes: a run, or a campaign (the verb may be left out)."""
     loaded, warnings = _load(path, overrides, seeds)
+    resume_from = resume_from or _resumed(loaded)
+    if resume_from is None and allow_change:
+        raise InputError("--allow-change belongs to --resume")
     for option, value in (("--run-dir", run_dir), ("--name", name), ("--condition", condition)):
         if loaded.is_campaign and value is not None:
             raise InputError(f"{option} is for a single run, and {loaded.name} is a campaign")
+        if resume_from is not None and value is not None:
+            raise InputError(f"{option} is for a new run; with --resume everything has its place")
     # A run of a campaign that is trained again was warned about as a part of its campaign.
     for warning in warnings if condition is None else ():
         typer.echo(f"warning: {warning}", err=True)
+    if resume_from is not None:
+        from retrain.experiments.resume import resume as go_on
+
+        result = go_on(resume_from, loaded=loaded, allow_changes=allow_change or ())
+        raise typer.Exit(result.exit_code)
     if loaded.is_campaign:
         from retrain.experiments.campaign import run_campaign
 
@@ -139,6 +162,62 @@ def run(
     from retrain.experiments.single import run_single
 
     raise typer.Exit(run_single(loaded, run_dir=run_dir, name=name, condition=condition).exit_code)
+
+
+@app.command(short_help="Go on with a run or a campaign.")
+@_takes_overrides
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run or a campaign.")],
+    *,
+    overrides: Overrides,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Also try runs again that failed by their own error."),
+    ] = False,
+    extend: Annotated[
+        Path | None,
+        typer.Option("--extend", metavar="X.toml", help="Add this file's new runs to a campaign."),
+    ] = None,
+    allow_change: AllowChange = None,
+) -> None:
+    """Go on with a run or a campaign from its last checkpoints; what is finished stays as it is.
+
+    Options that change the config are for single runs; of a campaign they may change how its runs
+    are trained, e.g. --set campaign.max_workers=4.
+    """
+    from retrain.experiments.resume import resume as go_on
+
+    loaded = None
+    if extend is not None:
+        loaded, warnings = _load(extend, overrides, None)
+        for warning in warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        overrides = ()
+    result = go_on(
+        folder,
+        loaded=loaded,
+        overrides=overrides,
+        allow_changes=allow_change or (),
+        retry_failed=retry_failed,
+        extend=extend is not None,
+    )
+    raise typer.Exit(result.exit_code)
+
+
+@app.command("resume-check", short_help="Show from where runs would go on.")
+def resume_check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of a run, a campaign, or many.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show whether and from which step each run would go on. Loads no model, changes nothing.
+
+    The exit code is 1 when a damaged checkpoint was found.
+    """
+    from retrain.experiments.outlook import resume_check as check
+
+    raise typer.Exit(check(folder, as_json=as_json))
 
 
 @app.command(short_help="Check a config and show what it would do.")
@@ -241,6 +320,12 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if examination["ok"] else 1)
 
 
+def _resumed(loaded: LoadedConfig) -> Path | None:
+    """`[resume].from`, from the current folder like `[logging].log_dir`."""
+    folder = getattr(loaded.config.resume, "from")
+    return Path(folder).expanduser() if folder else None
+
+
 def _load(
     path: Path | None, overrides: Sequence[Override], seeds: str | None
 ) -> tuple[LoadedConfig, list[str]]:
@@ -262,8 +347,11 @@ def _print_json(value: Any) -> None:
 
 def _with_verb(arguments: Sequence[str]) -> list[str]:
     """`X.toml --lr 1` -> `run X.toml --lr 1`."""
-    commands = [command.callback for command in app.registered_commands]
-    verbs = [command.__name__ for command in commands if command]
+    verbs = [
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback
+    ]
     first = arguments[0] if arguments else ""
     if first in (*verbs, "-h", "--help", "--version"):
         return list(arguments)

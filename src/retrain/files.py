@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -21,14 +20,21 @@ from typing import Any, Literal, Self, get_args
 
 from retrain import __version__
 from retrain.errors import InputError
+from retrain.processes import ProcessId
 
-RunStatus = Literal["pending", "running", "done", "diverged", "failed", "interrupted"]
-FINAL_STATUSES: frozenset[str] = frozenset({"done", "diverged", "failed", "interrupted"})
+RunStatus = Literal["pending", "running", "done", "diverged", "failed", "stopped"]
+FINAL_STATUSES: frozenset[str] = frozenset({"done", "diverged", "failed", "stopped"})
 
 RUN_FILE = "run.json"
 RUN_CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 RUN_LOG_FILE = "run.log"
+STEPS_FILE = "emergence/steps.jsonl"
+GENERATIONS_FILE = "emergence/generations.jsonl"
+JOURNALS = (METRICS_FILE, STEPS_FILE, GENERATIONS_FILE)
+"""What a run appends to, step by step."""
+EVALUATION_FOLDER = "evaluation"
+FINAL_FOLDER = "final"
 
 
 def utc_now() -> str:
@@ -136,6 +142,40 @@ def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+def count_lines(path: Path, limit: int) -> int:
+    """Whole lines of a file, at most `limit`; 0 without the file."""
+    return _lines(path, limit)[0]
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut a file after its first `count` whole lines; a missing file stays missing."""
+    found, size = _lines(path, count)
+    if found < count:
+        raise ValueError(f"{path} has only {found} of {count} lines")
+    if path.exists() and path.stat().st_size != size:
+        os.truncate(path, size)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable; nothing without the file."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def evaluation_files(run_dir: Path) -> dict[int, Path]:
+    """A run's `evaluation/step_NNNNNN.json` by step, in order of the steps."""
+    found: dict[int, Path] = {}
+    for path in (run_dir / EVALUATION_FOLDER).glob("step_*.json"):
+        digits = path.stem.removeprefix("step_")
+        if digits.isdecimal():
+            found[int(digits)] = path
+    return dict(sorted(found.items()))
+
+
 def create_timestamped_folder(parent: Path, prefix: str) -> Path:
     """Make `<parent>/<prefix>_<YYYYMMDD_HHMMSS>`, with `_2`, `_3`, … when it is taken.
 
@@ -189,8 +229,10 @@ class RunRecord:
                 "seed": seed,
                 "status": "pending",
                 "message": "",
-                "pid": None,
-                "host": None,
+                "cause": None,
+                "attempts": 0,
+                "resumed_from": None,
+                "changes": [],
                 "started_at": None,
                 "updated_at": None,
                 "finished_at": None,
@@ -199,7 +241,6 @@ class RunRecord:
                 "versions": library_versions(),
                 "device": None,
                 "threads": None,
-                "config_fingerprint": None,
                 "result": None,
             },
         )
@@ -236,8 +277,8 @@ class RunRecord:
     def update(self, **fields: Any) -> None:
         """Change fields and replace the file.
 
-        A status brings its moments along: `running` fills pid, host and started_at, a final
-        one finished_at.
+        A status brings its moments along: `running` fills the process, started_at and clears what
+        an earlier attempt left; a final one fills finished_at.
         """
         status = fields.get("status")
         if status is not None and status not in get_args(RunStatus):
@@ -245,16 +286,32 @@ class RunRecord:
         now = utc_now()
         if status == "running":
             fields = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
+                **ProcessId.own().fields(),
                 "started_at": now,
                 "finished_at": None,
+                "message": "",
+                "cause": None,
+                "result": None,
                 **fields,
             }
         elif status in FINAL_STATUSES:
             fields = {"finished_at": now, **fields}
         self.data.update(fields, updated_at=now)
         atomic_write_json(self.run_dir / RUN_FILE, self.data)
+
+
+def _lines(path: Path, limit: int) -> tuple[int, int]:
+    """(whole lines, bytes of them), of the first `limit` lines."""
+    count = size = 0
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return 0, 0
+    with file:
+        while count < limit and (line := file.readline()).endswith(b"\n"):
+            count += 1
+            size += len(line)
+    return count, size
 
 
 def _mend_last_line(descriptor: int) -> None:

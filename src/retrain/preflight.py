@@ -199,7 +199,7 @@ def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
 
 
 def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
-    from retrain.experiments.threads import available_cores
+    from retrain.experiments.workers import available_cores
     from retrain.policies.backends import BACKENDS
 
     name = show(run.backend.backend)
@@ -241,6 +241,7 @@ def _reward(found: _Findings, condition: Condition, run: RunConfig) -> None:
 
 
 def _task_and_model(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    from retrain.models.adapter_folder import adapter_problems
     from retrain.models.folder import inspect_model
     from retrain.tasks.registry import build_task
     from retrain.types import Problem
@@ -272,6 +273,8 @@ def _task_and_model(found: _Findings, condition: Condition, run: RunConfig) -> N
     model = inspect_model(run.model.model, found.loaded.base_dir)
     for problem in model.problems:
         found.error(condition, "model.model", problem)
+    for key, message in adapter_problems(run.model):
+        found.error(condition, key, message)
     if model.context is None:
         return
     longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)

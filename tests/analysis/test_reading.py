@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from log_tree import metrics_row
 
 from retrain.analysis.reading import (
-    evaluation_files,
     iter_rows,
     last_rows,
     load_object,
@@ -92,12 +91,3 @@ def test_values_of_the_wrong_kind_are_unknown():
     assert [text(row, key) for key in ("word", "whole", "absent")] == ["x", "", ""]
     assert moment({"at": "2026-01-31T12:00:00+00:00"}, "at") == 1769860800.0
     assert moment({"at": "yesterday"}, "at") is None
-
-
-def test_evaluations_are_found_by_step(tmp_path):
-    folder = tmp_path / "evaluation"
-    folder.mkdir()
-    for name in ("step_000040.json", "step_000000.json", "step_x.json", "notes.txt"):
-        (folder / name).write_text("{}")
-    assert list(evaluation_files(tmp_path)) == [0, 40]
-    assert evaluation_files(tmp_path / "nowhere") == {}

@@ -29,7 +29,7 @@ def test_finished_run(tmp_path):
     assert run.versions["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize("status", ["pending", "done", "diverged", "failed", "interrupted"])
+@pytest.mark.parametrize("status", ["pending", "done", "diverged", "failed", "stopped"])
 def test_states_that_run_json_tells(tmp_path, status):
     run = read_run(write_run(tmp_path / "r", status=status, message="why", steps=3), now=NOW)
     assert (run.state, run.message) == (status, "why")

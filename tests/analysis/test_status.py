@@ -46,7 +46,7 @@ def every_state(tmp_path):
             "steps": 4,
             "message": "diverged at step 4: gradient norm is nan",
         },
-        {**live, "status": "interrupted", "steps": 11},
+        {**live, "status": "stopped", "steps": 11},
         {"folder": False},
     ]
     runs = [Planned("maxrl+gtpo_sepa", seed, change) for seed, change in enumerate(changes)]
@@ -57,7 +57,7 @@ def test_every_state_is_shown_in_words(every_state):
     code, text = show(every_state.parent)
     assert code == 0
     assert "campaign_1  running  1 condition x 8 seeds, 20 steps each" in text
-    states = ("done", "running", "lost", "stalled", "failed", "diverged", "interrupted", "pending")
+    states = ("done", "running", "lost", "stalled", "failed", "diverged", "stopped", "pending")
     assert all(state in text for state in states)
     assert "CUDA out of memory" in text
     assert "diverged at step 4: gradient norm is nan" in text
@@ -99,7 +99,7 @@ def test_json_document(every_state):
         "stalled",
         "failed",
         "diverged",
-        "interrupted",
+        "stopped",
         "pending",
     ]
     assert campaign["counts"] == dict.fromkeys(sorted(states), 1)

@@ -72,7 +72,7 @@ def fake_train(
             append_jsonl(run_dir / "metrics.jsonl", row)
             on_row(row)
     except KeyboardInterrupt:
-        record.update(status="interrupted")
+        record.update(status="stopped")
         raise
     except Exception as error:
         record.update(status="failed", message=str(error))

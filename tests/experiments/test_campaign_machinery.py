@@ -269,7 +269,7 @@ class Parent:
 
 
 SLOW = {"a": {"pause": 0.02}, "b": {"pause": 0.02}}
-STOPPED = {"a_s1": "interrupted", "b_s1": "interrupted", "a_s2": "pending", "b_s2": "pending"}
+STOPPED = {"a_s1": "stopped", "b_s1": "stopped", "a_s2": "pending", "b_s2": "pending"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -285,7 +285,7 @@ def test_a_stopped_campaign_ends_in_order(tmp_path: Path, number: signal.Signals
     assert all(map(vanishes, workers))
     assert parent.statuses() == STOPPED
     manifest = Manifest.read(parent.folder)
-    assert manifest.data["status"] == "interrupted"
+    assert manifest.data["status"] == "stopped"
     assert {run["name"]: run["status"] for run in manifest.data["runs"]} == STOPPED
     assert "interrupted: 4 runs of 4 not finished" in output
     assert f"next:     retrain status {parent.folder}" in output
@@ -307,7 +307,7 @@ def test_a_second_signal_ends_workers_at_once(tmp_path: Path) -> None:
     code, output = parent.end()
     assert code == 130, output
     assert all(map(vanishes, workers))
-    assert "interrupted" in set(parent.statuses().values())
+    assert "stopped" in set(parent.statuses().values())
 
 
 def test_workers_do_not_outlive_a_killed_campaign(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_stop_ends_runs_after_their_step(tmp_path: Path) -> None:
         jobs[2].name: Interrupted(jobs[2].name, started=False),
     }
     for job in jobs[:2]:
-        assert RunRecord.read(job.run_dir).status == "interrupted"
+        assert RunRecord.read(job.run_dir).status == "stopped"
         rows = read_jsonl(job.run_dir / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(len(rows)))
 

@@ -13,7 +13,7 @@ from campaigns import load
 
 from retrain.config.dump import run_config_toml
 from retrain.config.schema import BackendConfig, CampaignConfig, RunConfig
-from retrain.experiments import threads
+from retrain.experiments import workers
 from retrain.experiments.plan import plan_runs, rerun_script
 from retrain.experiments.worker import read_run_config
 

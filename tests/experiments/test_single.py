@@ -131,7 +131,7 @@ def test_a_planned_run_may_be_trained_in_its_folder(
         (ending("diverged", "diverged at step 2: loss"), 1, "diverged", "diverged at step 2: loss"),
         (ValueError("it broke\n[here]"), 1, "failed", "ValueError: it broke [here]"),
         (InputError("no such file: data.jsonl"), 2, "failed", "no such file: data.jsonl"),
-        (KeyboardInterrupt(), 130, "interrupted", ""),
+        (KeyboardInterrupt(), 130, "stopped", ""),
     ],
 )
 def test_how_a_run_ends(

@@ -233,10 +233,10 @@ def test_ctrl_c_ends_workers_and_marks_runs(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     for run_dir in run_dirs:
-        assert status(run_dir)["status"] == "interrupted"
+        assert status(run_dir)["status"] == "stopped"
         found = rows(run_dir)
         assert [row["step"] for row in found] == list(range(len(found)))
-    assert read_json(campaign / "manifest.json")["status"] == "interrupted"
+    assert read_json(campaign / "manifest.json")["status"] == "stopped"
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)

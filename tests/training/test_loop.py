@@ -295,7 +295,7 @@ def test_interruption_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         start(config(), tmp_path, on_row=stop)
     record = read_json(tmp_path / "run.json")
-    assert (record["status"], record["step"]) == ("interrupted", 1)
+    assert (record["status"], record["step"]) == ("stopped", 1)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from retrain.analysis.reading import evaluation_files, iter_rows, load_object, number
+from retrain.analysis.reading import iter_rows, load_object, number
 from retrain.analysis.records import CampaignRecord, RunView
+from retrain.files import evaluation_files
 
 POINTS = 240
 """Points a drawn curve has at most: more cannot be told apart in a picture."""

@@ -6,16 +6,12 @@ tells nothing, so its word is checked against the process table and the age of i
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from retrain.analysis.reading import MetricsTail, moment, text
 from retrain.files import FINAL_STATUSES
+from retrain.processes import ProcessId
 
 STALL_STEPS = 20
 STALL_S = 120.0
@@ -39,12 +35,13 @@ def judge(
     message = text(record, "message")
     if text(record, "status") in FINAL_STATUSES:
         return status, message or text(planned, "message")
-    alive = _is_alive(record) if text(record, "status") == "running" else None
+    process = ProcessId.read(record) if text(record, "status") == "running" else None
+    alive = process.is_alive() if process else None
     if text(planned, "status") in FINAL_STATUSES and not alive:
         return text(planned, "status"), text(planned, "message") or message
     if alive is False:
         return "lost", (
-            f"its process ({record.get('pid')}) is gone; start it again to resume from the last "
+            f"its process ({record.get('pid')}) is gone; `retrain resume` goes on from its last "
             "checkpoint"
         )
     if status != "running":
@@ -62,44 +59,3 @@ def judge(
         where = f"process {record.get('pid')} on {record.get('host') or 'an unknown host'}"
         return "stalled", f"{silence}{usual}; look at {where}"
     return status, message
-
-
-def _is_alive(record: Mapping[str, Any]) -> bool | None:
-    """Whether the run's process lives; None when this machine cannot know."""
-    pid = record.get("pid")
-    if not isinstance(pid, int) or pid <= 0 or record.get("host") not in _own_names():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError, OSError):
-        pass
-    return not _is_another(pid, moment(record, "started_at"))
-
-
-def _is_another(pid: int, started_at: float | None) -> bool:
-    """Whether `pid` is a dead entry, or was given to a process younger than the run.
-
-    Only Linux tells; elsewhere the number is trusted.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        fields = stat.rpartition(")")[2].split()
-        born = _boot_time() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return False
-    return fields[0] in {"Z", "X"} or (started_at is not None and born > started_at + 60.0)
-
-
-@cache
-def _boot_time() -> float:
-    for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines():
-        if line.startswith("btime "):
-            return float(line.split()[1])
-    raise ValueError("no btime in /proc/stat")
-
-
-@cache
-def _own_names() -> frozenset[str]:
-    return frozenset({socket.gethostname(), platform.node()})

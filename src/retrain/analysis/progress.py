@@ -68,7 +68,7 @@ def _campaign_seconds_left(campaign: CampaignRecord) -> float | None:
     planned = effective_parallelism(
         len(campaign.runs),
         parallel=campaign.parallel,
-        max_workers=campaign.max_workers,
+        max_workers=campaign.workers,
         # 0 workers stands for "as many as fit"; what runs now tells how many those are.
         available=max(1, len(active)),
     )

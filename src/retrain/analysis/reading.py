@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-EVALUATION_FOLDER = "evaluation"
 TAIL_ROWS = 12
 ROW_BYTES = 1536
 """What is read for each row at first; more when the rows turn out to be longer."""
@@ -87,16 +86,6 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def evaluation_files(folder: Path) -> dict[int, Path]:
-    """A run's `evaluation/step_NNNNNN.json` by step, in order of the steps."""
-    found: dict[int, Path] = {}
-    for path in (folder / EVALUATION_FOLDER).glob("step_*.json"):
-        digits = path.stem.removeprefix("step_")
-        if digits.isdecimal():
-            found[int(digits)] = path
-    return dict(sorted(found.items()))
-
-
 def load_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when it is missing, half-written or something else."""
     try:
@@ -148,10 +137,11 @@ def modified_at(path: Path) -> float | None:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder; none without it."""
+    """The folders in a folder, without hidden ones; none without it."""
     try:
         with os.scandir(path) as entries:
-            return [path / entry.name for entry in entries if entry.is_dir()]
+            names = [entry.name for entry in entries if entry.is_dir()]
+            return [path / name for name in names if not name.startswith(".")]
     except OSError:
         return []
 

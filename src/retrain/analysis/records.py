@@ -16,7 +16,6 @@ from typing import Any
 
 from retrain.analysis.liveness import judge
 from retrain.analysis.reading import (
-    evaluation_files,
     items,
     load_object,
     modified_at,
@@ -27,7 +26,15 @@ from retrain.analysis.reading import (
     subfolders,
     text,
 )
-from retrain.files import FINAL_STATUSES, METRICS_FILE, RUN_CONFIG_FILE, RUN_FILE, RUN_LOG_FILE
+from retrain.files import (
+    FINAL_STATUSES,
+    METRICS_FILE,
+    RUN_CONFIG_FILE,
+    RUN_FILE,
+    RUN_LOG_FILE,
+    evaluation_files,
+)
+from retrain.locks import LOCK_FILE, read_lock
 
 MANIFEST_FILE = "manifest.json"
 RUNS_FOLDER = "runs"
@@ -64,6 +71,8 @@ class RunView:
     runs, but its process is gone)."""
     message: str
     """Why, in words; empty when there is nothing to say."""
+    cause: str
+    """Why it failed, as one of `retrain.causes`; empty unless it failed."""
     step: int
     """Finished steps."""
     max_steps: int | None
@@ -115,7 +124,8 @@ class CampaignRecord:
     seeds: tuple[int, ...]
     max_steps: int | None
     parallel: bool
-    max_workers: int
+    workers: int
+    """Runs that train at the same time; 0 is not known."""
     started_at: float
     updated_at: float
     runs: tuple[RunView, ...]
@@ -199,7 +209,8 @@ def read_campaign(folder: Path, now: float | None = None) -> CampaignRecord | No
     )
     status = text(manifest, "status") or "running"
     states = {run.state for run in runs}
-    waiting = "pending" in states and status not in FINAL_STATUSES and now - updated_at < QUIET_S
+    ended = status in FINAL_STATUSES or _is_left(folder) or now - updated_at > QUIET_S
+    waiting = "pending" in states and not ended
     labels = [text(c, "label") for c in items(manifest, "conditions") if isinstance(c, dict)]
     steps = number(manifest, "max_steps")
     return CampaignRecord(
@@ -209,7 +220,7 @@ def read_campaign(folder: Path, now: float | None = None) -> CampaignRecord | No
         seeds=tuple(dict.fromkeys(run.seed for run in runs if run.seed is not None)),
         max_steps=None if steps is None else int(steps),
         parallel=bool(manifest.get("parallel")),
-        max_workers=int(number(manifest, "max_workers") or 0),
+        workers=int(number(manifest, "workers") or 0),
         started_at=started_at,
         updated_at=updated_at,
         runs=runs,
@@ -218,6 +229,12 @@ def read_campaign(folder: Path, now: float | None = None) -> CampaignRecord | No
         retrain_version=text(manifest, "retrain_version"),
         manifest=manifest,
     )
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether nobody is there who would start the campaign's pending runs."""
+    lock = read_lock(folder / LOCK_FILE)
+    return lock is None or (lock.holder is not None and lock.holder.is_alive() is False)
 
 
 def read_run(
@@ -254,6 +271,7 @@ def read_run(
         seed=None if seed is None else int(seed),
         state=state,
         message=message,
+        cause=(text(record, "cause") or text(planned, "cause")) if state == "failed" else "",
         step=tail.rows if tail else int(number(record, "step") or 0),
         max_steps=None if max_steps is None else int(max_steps),
         accuracy=_newest_accuracy(folder, state, result, last),

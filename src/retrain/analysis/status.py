@@ -129,6 +129,7 @@ def _run_document(run: RunView) -> dict[str, Any]:
         "seed": run.seed,
         "state": run.state,
         "message": run.message,
+        "cause": run.cause or None,
         "step": run.step,
         "max_steps": run.max_steps,
         "accuracy_before": run.result.accuracy_before,

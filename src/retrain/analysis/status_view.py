@@ -20,7 +20,7 @@ ACTIVE_CAMPAIGNS = 8
 EARLIER_CAMPAIGNS = 12
 SHOWN_RUNS = 20
 SHOWN_TROUBLES = 6
-TROUBLES = ("failed", "diverged", "lost", "stalled", "interrupted")
+TROUBLES = ("failed", "diverged", "lost", "stalled", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ LOOKS = {
     "lost": Look("?", "?", "red"),
     "failed": Look("✗", "x", "red"),
     "diverged": Look("!", "!", "magenta"),
-    "interrupted": Look("‖", "=", "yellow"),
+    "stopped": Look("‖", "=", "yellow"),
 }
 UNKNOWN = Look("?", "?", "yellow")
 
@@ -202,7 +202,7 @@ def _troubles(runs: Sequence[RunView]) -> list[RenderableType]:
         cause = next(iter(run.message.strip().splitlines()), "").removeprefix(f"{what}: ")
         line = Text.assemble((f"{run.name} {what}", LOOKS[run.state].style))
         line.append(f": {cause}" if cause else "")
-        if run.log.exists() and run.state not in {"stalled", "interrupted"}:
+        if run.log.exists() and run.state not in {"stalled", "stopped"}:
             line.append(f"\n{run.log}", style="dim")
         line.overflow = "fold"
         lines.append(Padding(line, (0, 0, 0, 2)))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from retrain.analysis.reading import evaluation_files, last_rows, load_object, number
+from retrain.analysis.reading import last_rows, load_object, number
 from retrain.analysis.records import CampaignRecord, RunView
 from retrain.analysis.statistics import Contrast, mean, paired_contrast
+from retrain.files import evaluation_files
 
 REWARD_STEPS = 10
 """Without held-out evaluations a run is judged by its mean reward over so many last steps."""
@@ -52,7 +53,7 @@ class ConditionSummary:
     @property
     def troubled(self) -> dict[str, int]:
         """Runs that ended without a result, by state."""
-        bad = ("failed", "diverged", "interrupted", "lost")
+        bad = ("failed", "diverged", "stopped", "lost")
         return {state: self.states[state] for state in bad if self.states.get(state)}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from retrain.config.conditions import Condition
 from retrain.config.messages import near, show
-from retrain.config.schema import RetrainConfig, RunConfig
+from retrain.config.schema import CampaignConfig, RetrainConfig, RunConfig
 
 LOSS_KEYS = {
     "eps_low": ("ppo", "gspo"),
@@ -172,6 +172,8 @@ def _training(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         )
     if "training.keep_last" in written and training.keep_last and not training.save_every:
         yield _idle("training.keep_last", "save_every = 0 writes no checkpoints")
+    if "training.keep_best" in written and not training.keep_last:
+        yield _idle("training.keep_best", "keep_last = 0 keeps every checkpoint")
 
 
 def _sampling(run: RunConfig) -> Iterator[Finding]:
@@ -276,15 +278,37 @@ def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         )
 
 
+def _no_device(device: str) -> str:
+    """What is wrong with the name of a device; empty when it is one."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        return ""
+    numbered = re.fullmatch(r"(?:cuda|gpu):?(\d+)", device)
+    hint = [f"cuda:{numbered[1]}"] if numbered else ["cuda"] * (device == "gpu")
+    hint = hint or near(device, ("auto", "cpu", "cuda"))
+    remedy = f"; did you mean {hint[0]}?" if hint else ""
+    return f'{show(device)} is no device; "auto", "cpu", "cuda", or "cuda:1" is wanted{remedy}'
+
+
+def _devices(campaign: CampaignConfig) -> Iterator[Finding]:
+    devices = campaign.device_list
+    for device in devices:
+        if problem := _no_device(device):
+            yield Finding("campaign.devices", problem)
+    twice = sorted({d for d in devices if d.startswith("cuda") and devices.count(d) > 1})
+    if twice:
+        message = f"{twice[0]} is there more than once; each device takes one worker"
+        yield Finding("campaign.devices", message)
+    if devices and campaign.max_workers > len(devices):
+        message = (
+            f"{campaign.max_workers} workers, but only {len(devices)} in devices, which takes one "
+            "worker each"
+        )
+        yield Finding("campaign.max_workers", message, ("campaign.devices",))
+
+
 def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
-    device = run.backend.device
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        numbered = re.fullmatch(r"(?:cuda|gpu):?(\d+)", device)
-        hint = [f"cuda:{numbered[1]}"] if numbered else ["cuda"] * (device == "gpu")
-        hint = hint or near(device, ("auto", "cpu", "cuda"))
-        remedy = f"; did you mean {hint[0]}?" if hint else ""
-        known = '"auto", "cpu", "cuda", or "cuda:1"'
-        yield Finding("backend.device", f"{show(device)} is no device; {known} is wanted{remedy}")
+    if problem := _no_device(run.backend.device):
+        yield Finding("backend.device", problem)
     if run.model.model == "embedded" and run.model.revision:
         reason = "the embedded model has no revisions"
         yield _idle("model.revision", reason, "model.model", is_error=True)
@@ -323,8 +347,9 @@ def _check_campaign(
     ):
         reason = "every condition sets its advantage_mode and transform_mode"
         yield _idle("algorithm.algorithm_mode", reason)
+    yield from _devices(campaign)
     if not campaign.parallel:
-        for key in ("max_workers", "stagger_seconds"):
+        for key in ("max_workers", "stagger_seconds", "devices"):
             if f"campaign.{key}" in written and getattr(campaign, key):
                 yield _idle(f"campaign.{key}", "parallel = false trains one run after another")
     seen: dict[str, Condition] = {}

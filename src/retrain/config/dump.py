@@ -1,14 +1,16 @@
-"""A resolved config as TOML, and its fingerprint."""
+"""A run's resolved config as TOML, to a file and back."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 
 from retrain.config.schema import RunConfig
+from retrain.errors import InputError
 
 
 def run_config_toml(config: RunConfig) -> str:
@@ -16,10 +18,14 @@ def run_config_toml(config: RunConfig) -> str:
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
-def fingerprint(config: RunConfig) -> str:
-    """A short hash that changes when any value does."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def read_run_config(path: Path) -> RunConfig:
+    """What `run_config_toml` wrote. Raises InputError when it is missing or was damaged."""
+    try:
+        return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: without it the run cannot go on") from None
+    except (ValidationError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def _without_none(value: Any) -> Any:

@@ -125,7 +125,7 @@ def _backend(loaded: LoadedConfig) -> dict[str, Any]:
 
 def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
     from retrain.analysis import capacity
-    from retrain.experiments.threads import worker_count
+    from retrain.experiments.workers import plan_workers
 
     configs = [
         loaded.run_config(condition, seed)
@@ -135,12 +135,15 @@ def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
     total = sum(capacity.total_campaign_steps(1, 1, run.training.max_steps) for run in configs)
     campaign = loaded.config.campaign
     parallelism = 1
+    note = ""
     if campaign is not None:
+        plan = plan_workers(campaign, configs)
+        note = plan.note
         parallelism = capacity.effective_parallelism(
             len(configs),
             parallel=campaign.parallel,
             max_workers=campaign.max_workers,
-            available=worker_count(campaign, configs),
+            available=plan.workers,
         )
     measured = capacity.measured_step_time(Path(configs[0].logging.log_dir), configs[0])
     seconds = None
@@ -150,6 +153,7 @@ def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
         "total_runs": len(configs),
         "total_campaign_steps": total,
         "effective_parallelism": parallelism,
+        "parallelism_note": note,
         "median_step_time_s": measured.seconds if measured else None,
         "measured_runs": measured.runs if measured else 0,
         "same_shape": measured.same_shape if measured else False,

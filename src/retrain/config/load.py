@@ -251,8 +251,12 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
     update: dict[str, Table] = {}
     if run.data.path:
         update["data"] = run.data.model_copy(update={"path": _from(base_dir, run.data.path)})
+    model: dict[str, str] = {}
     if is_folder_name(run.model.model, base_dir):
-        update["model"] = run.model.model_copy(update={"model": _from(base_dir, run.model.model)})
+        model["model"] = _from(base_dir, run.model.model)
+    if run.model.init_adapter:
+        model["init_adapter"] = _from(base_dir, run.model.init_adapter)
+    update["model"] = run.model.model_copy(update=model)
     log_dir = _from(Path.cwd(), run.logging.log_dir)
     update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
     folders = [str(base_dir), *(_from(base_dir, path) for path in run.plugins.search_paths)]

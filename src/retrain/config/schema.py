@@ -8,9 +8,9 @@ torch or any other part of retrain.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 STANDARD_SEEDS = (42, 101, 202, 303, 404, 505, 606, 707)
 
@@ -60,6 +60,9 @@ class ModelConfig(Table):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen base weights. `auto`: float32 on a CPU, bfloat16 on a GPU. The adapter
     and its optimizer are always float32."""
+    init_adapter: str = ""
+    """Folder of a trained adapter (another run's `final/` or one of its checkpoints) to start
+    from at step 0, with a fresh optimizer. To go on with a run itself, resume it."""
 
     @property
     def alpha(self) -> float:
@@ -181,7 +184,10 @@ class TrainingConfig(Table):
     save_every: Count = 20
     """Steps between checkpoints; 0 keeps only the final adapter."""
     keep_last: Count = 0
-    """Checkpoints kept; 0 keeps all."""
+    """Newest checkpoints kept; 0 keeps all."""
+    keep_best: bool = True
+    """With `keep_last`: also keep the checkpoint with the best held-out accuracy, among those
+    that were evaluated at their step."""
 
 
 class DataConfig(Table):
@@ -310,12 +316,27 @@ class CampaignConfig(Table):
     parallel: bool = False
     """Train runs at the same time, in several warm workers."""
     max_workers: Count = 0
-    """Workers when `parallel`; 0 takes as many as there are runs, but on a CPU no more than
-    cores / threads."""
+    """Workers when `parallel`; 0 takes as many as there are runs, but no more than the cores, the
+    memory or the GPUs allow."""
     stagger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
     """Pause between the starts of workers."""
+    devices: str | list[str] = ""
+    """Devices for the workers when `parallel`, one worker each: `"cuda:0,cuda:1"`, or a list.
+    Empty leaves it to `[backend].device`."""
+    max_retries: Count = 1
+    """How often a run that failed for no fault of its own (killed, hung, out of memory, disk,
+    lost service) is tried again at once, from its last checkpoint."""
+    worker_timeout: Annotated[float, Field(ge=0.0)] = 1800.0
+    """Seconds without a finished step after which a worker is taken as hung and killed; 0 waits
+    for ever. The model is loaded, and an evaluation takes place, within it as well."""
     conditions: list[ConditionConfig] = Field(default_factory=list)
     """The conditions; none given takes the five standard ones."""
+
+    @property
+    def device_list(self) -> list[str]:
+        """`devices` as a list."""
+        given = self.devices.split(",") if isinstance(self.devices, str) else self.devices
+        return [device.strip() for device in given if device.strip()]
 
 
 class RunConfig(Table):
@@ -336,7 +357,31 @@ class RunConfig(Table):
     plugins: PluginsConfig = Field(default_factory=PluginsConfig)
 
 
-class RetrainConfig(RunConfig):
-    """A whole TOML file: a run's tables, and `[campaign]` when it is a campaign."""
+if TYPE_CHECKING:
 
+    class ResumeConfig(Table):
+        """`[resume]`."""
+else:
+    # `from` is a word of Python's, which a class body cannot have as a name.
+    ResumeConfig = create_model(
+        "ResumeConfig",
+        __base__=Table,
+        __doc__="""`[resume]`: go on with what is there, instead of starting anew.""",
+        **{
+            "from": (
+                str,
+                Field(
+                    default="",
+                    description="Folder of the run or campaign to go on with, as `--resume` "
+                    "names it; empty starts a new one.",
+                ),
+            )
+        },
+    )
+
+
+class RetrainConfig(RunConfig):
+    """A whole TOML file: a run's tables, `[resume]`, and `[campaign]` when it is a campaign."""
+
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
     campaign: CampaignConfig | None = None

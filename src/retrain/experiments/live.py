@@ -30,7 +30,7 @@ PLAIN_SHARE = 0.05
 
 SHOWN_FAILURES = 3
 
-State = Literal["waiting", "running", "done", "failed", "diverged", "interrupted"]
+State = Literal["waiting", "running", "done", "failed", "diverged", "stopped"]
 
 
 @dataclass
@@ -65,6 +65,7 @@ class RunsView:
     runs:    (name, max_steps) of each, in the order in which they start.
     workers: how many train at the same time.
     title:   what all of it is called.
+    note:    said once, at the start.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class RunsView:
         *,
         workers: int = 1,
         title: str = "",
+        note: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
         self._runs = {name: RunProgress(name, max_steps) for name, max_steps in runs}
         self._workers = workers
         self._title = title
+        self._note = note
         self._clock = clock
         self._started_at = clock()
         self._told_share = 0.0
@@ -103,6 +106,8 @@ class RunsView:
                 f"{self._title}: {plural(len(self._runs), 'run')}, {plural(steps, 'step')}, "
                 f"{plural(self._workers, 'worker')}"
             )
+        if self._note:
+            self.say(self._note)
         return self
 
     def __exit__(
@@ -118,6 +123,11 @@ class RunsView:
     def say(self, message: str, style: str = "") -> None:
         """A line that stays: above the live view, or among the plain lines."""
         self._console.print(Text(message, style=style), soft_wrap=True)
+
+    def retry(self, run: str, message: str) -> None:
+        """The run failed and waits to be tried again."""
+        self._runs[run].state = "waiting"
+        self.say(f"{run} will be tried again: {message}", "yellow")
 
     def handle(self, event: Event) -> None:
         """Take in what happened, and show it."""
@@ -135,7 +145,7 @@ class RunsView:
             self._end(run, "failed", event.message)
             self.say(f"{self._count()} {run.name} failed: {event.message}", "red")
         elif isinstance(event, Interrupted) and event.started:
-            self._end(run, "interrupted")
+            self._end(run, "stopped")
 
     def _warn(self, run: RunProgress, message: str) -> None:
         """Each warning once: what is wrong with one run is often wrong with all of them."""
@@ -223,7 +233,7 @@ class RunsView:
 
     def _headline(self) -> Text:
         counts = [f"{len(self._of('done'))} of {plural(len(self._runs), 'run')} done"]
-        states: tuple[State, ...] = ("running", "waiting", "failed", "diverged", "interrupted")
+        states: tuple[State, ...] = ("running", "waiting", "failed", "diverged", "stopped")
         counts += [f"{len(runs)} {state}" for state in states if (runs := self._of(state))]
         line = Text(f"{self._title}  ", style="bold", no_wrap=True, overflow="ellipsis")
         return line.append(", ".join(counts), style="not bold")

@@ -8,13 +8,20 @@ from typing import Any, Self
 
 from retrain import __version__
 from retrain.analysis.records import MANIFEST_FILE
+from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig
+from retrain.config.schema import CampaignConfig
 from retrain.errors import InputError
 from retrain.experiments.plan import PlannedRun
 from retrain.files import atomic_write_json, read_json, utc_now
 
 CAMPAIGN_FILE = "campaign.toml"
 SCHEMA = 1
+
+EXECUTION_KEYS = (
+    *("parallel", "max_workers", "stagger_seconds", "devices", "max_retries", "worker_timeout"),
+)
+"""Keys of `[campaign]` that say how the runs are trained, and nothing about what comes out."""
 
 
 class Manifest:
@@ -26,9 +33,7 @@ class Manifest:
         self._runs: dict[str, dict[str, Any]] = {run["name"]: run for run in data["runs"]}
 
     @classmethod
-    def create(
-        cls, folder: Path, loaded: LoadedConfig, runs: Sequence[PlannedRun], *, workers: int
-    ) -> Self:
+    def create(cls, folder: Path, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> Self:
         """Write the plan, every run pending."""
         campaign = loaded.config.campaign
         assert campaign is not None
@@ -37,35 +42,14 @@ class Manifest:
             "timestamp": utc_now(),
             "campaign_file": CAMPAIGN_FILE,
             "retrain_version": __version__,
-            "status": "running",
-            "conditions": [
-                {
-                    "label": condition.label,
-                    "advantage_mode": condition.advantage_mode,
-                    "transform_mode": condition.transform_mode,
-                    "changes": condition.changes,
-                }
-                for condition in loaded.conditions
-            ],
+            "status": "pending",
+            "conditions": _conditions(loaded),
             "seeds": list(loaded.seeds),
             "max_steps": max(run.max_steps for run in runs),
-            "parallel": campaign.parallel,
-            "max_workers": workers,
-            "stagger_seconds": campaign.stagger_seconds,
+            **{key: getattr(campaign, key) for key in EXECUTION_KEYS},
+            "workers": None,
             "overrides": _overrides(loaded),
-            "runs": [
-                {
-                    "name": run.name,
-                    "condition": run.condition,
-                    "seed": run.seed,
-                    "config": run.config_path,
-                    "command": list(run.command),
-                    "status": "pending",
-                    "message": "",
-                    "result": None,
-                }
-                for run in runs
-            ],
+            "runs": [_entry(run) for run in runs],
         }
         manifest = cls(folder, data)
         manifest.write()
@@ -88,20 +72,87 @@ class Manifest:
     def write(self) -> None:
         atomic_write_json(self.folder / MANIFEST_FILE, self.data)
 
+    def execution(self, changes: Mapping[str, Any] | None = None) -> CampaignConfig:
+        """How its runs are trained, with `changes` to that."""
+        settings = {key: self.data[key] for key in EXECUTION_KEYS if key in self.data}
+        return CampaignConfig.model_validate(settings | dict(changes or {}))
+
+    def planned(self) -> tuple[PlannedRun, ...]:
+        """All its runs, each with the config in its folder. Raises InputError when one is gone."""
+        return tuple(
+            PlannedRun(
+                name=entry["name"],
+                condition=entry["condition"],
+                seed=entry["seed"],
+                config=read_run_config(self.folder / entry["config"]),
+            )
+            for entry in self.data["runs"]
+        )
+
+    def extend(self, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> None:
+        """Add pending runs, and the conditions and seeds they come from."""
+        labels = {condition["label"] for condition in self.data["conditions"]}
+        self.data["conditions"] += [c for c in _conditions(loaded) if c["label"] not in labels]
+        self.data["seeds"] = list(dict.fromkeys([*self.data["seeds"], *loaded.seeds]))
+        steps = [run.max_steps for run in runs]
+        self.data["max_steps"] = max([self.data["max_steps"], *steps])
+        for run in runs:
+            self._runs[run.name] = _entry(run)
+        self.data["runs"] = list(self._runs.values())
+        self.write()
+
     def set_run(
-        self, name: str, status: str, message: str = "", result: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        status: str,
+        message: str = "",
+        result: Mapping[str, Any] | None = None,
+        cause: str | None = None,
     ) -> None:
         """Record how a run stands."""
-        self._runs[name].update(status=status, message=message, result=result)
+        self._runs[name].update(status=status, message=message, result=result, cause=cause)
         self.write()
 
-    def set_status(self, status: str) -> None:
-        """Record how the campaign stands: running, done, failed or interrupted."""
-        self.data["status"] = status
+    def set_status(self, status: str, **fields: Any) -> None:
+        """Record how the campaign stands: running, done, failed or stopped."""
+        self.data.update(status=status, **fields)
         self.write()
 
-    def status_of(self, name: str) -> str:
-        return str(self._runs[name]["status"])
+    def settle(self) -> None:
+        """Record how the campaign ended, which its runs tell."""
+        statuses = {str(run["status"]) for run in self._runs.values()}
+        if statuses & {"stopped", "pending", "running"}:
+            self.set_status("stopped")
+        elif statuses & {"failed", "diverged"}:
+            self.set_status("failed")
+        else:
+            self.set_status("done")
+
+
+def _entry(run: PlannedRun) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "condition": run.condition,
+        "seed": run.seed,
+        "config": run.config_path,
+        "command": list(run.command),
+        "status": "pending",
+        "message": "",
+        "cause": None,
+        "result": None,
+    }
+
+
+def _conditions(loaded: LoadedConfig) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": condition.label,
+            "advantage_mode": condition.advantage_mode,
+            "transform_mode": condition.transform_mode,
+            "changes": condition.changes,
+        }
+        for condition in loaded.conditions
+    ]
 
 
 def _overrides(loaded: LoadedConfig) -> dict[str, Any]:

@@ -12,15 +12,19 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP set `stop`; from the second on, `insist` is called.
+    """While entered, SIGINT, SIGTERM and SIGHUP set `stop` and call `on_stop`; from the second on,
+    `insist` is called.
 
     A signal that is ignored stays ignored, so `nohup` keeps its meaning. Outside of the main
     thread, where Python delivers no signals, nothing changes.
     """
 
-    def __init__(self, insist: Callable[[], None]) -> None:
+    def __init__(
+        self, insist: Callable[[], None], on_stop: Callable[[], None] = lambda: None
+    ) -> None:
         self.stop = False
         self._insist = insist
+        self._on_stop = on_stop
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -44,4 +48,6 @@ class StopSignals:
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         if self.stop:
             self._insist()
+            return
         self.stop = True
+        self._on_stop()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
+from retrain.causes import INFRASTRUCTURE, cause_of, remedy
 from retrain.config.load import LoadedConfig
+from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 from retrain.experiments.executors.executor import (
     MEASURES,
@@ -32,9 +33,11 @@ from retrain.experiments.executors.executor import (
 )
 from retrain.experiments.live import RunsView
 from retrain.experiments.paths import shown
-from retrain.experiments.threads import thread_environment, threads_of
+from retrain.experiments.signals import StopSignals
 from retrain.experiments.worker import describe
+from retrain.experiments.workers import thread_environment, threads_of
 from retrain.files import METRICS_FILE, RUN_LOG_FILE, RunRecord, create_timestamped_folder
+from retrain.locks import LockedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class SingleResult:
     status: str
     message: str
     result: Mapping[str, Any] | None
+    cause: str | None = None
 
 
 def run_single(
@@ -58,6 +62,8 @@ def run_single(
 ) -> SingleResult:
     """Train one run and say what came out.
 
+    Ctrl-C ends it after the step it is in, a second one at once; `resume` goes on from there.
+
     run_dir:   where it is written; must hold no run yet. By default a folder of its own in the
                log folder.
     name:      what the run is called, by default `<condition>_s<seed>`.
@@ -66,9 +72,6 @@ def run_single(
     """
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
-    console = console or Console()
-    if "torch" not in sys.modules:
-        os.environ.update(thread_environment(threads_of(loaded.config.backend)))
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     condition = condition or loaded.conditions[0].label
     name = name or f"{condition}_s{config.training.seed}"
@@ -76,40 +79,79 @@ def run_single(
         run_dir = create_timestamped_folder(Path(config.logging.log_dir), name)
     else:
         _claim(run_dir)
-    steps = config.training.max_steps
-    RunRecord.create(
-        run_dir, name=name, condition=condition, seed=config.training.seed, max_steps=steps
+    record = RunRecord.create(
+        run_dir,
+        name=name,
+        condition=condition,
+        seed=config.training.seed,
+        max_steps=config.training.max_steps,
     )
+    return continue_single(config, record, console=console)
+
+
+def continue_single(
+    config: RunConfig,
+    record: RunRecord,
+    *,
+    allow_changes: Collection[str] = (),
+    console: Console | None = None,
+) -> SingleResult:
+    """Train a run from where it stands, in this process, and say what came out.
+
+    allow_changes: keys in which `config` may differ from what it was trained with so far.
+    """
+    console = console or Console()
+    if "torch" not in sys.modules:
+        os.environ.update(thread_environment(threads_of(config.backend)))
+    run_dir, name = record.run_dir, str(record.data["name"])
     log = run_dir / RUN_LOG_FILE
 
     def on_row(row: Mapping[str, Any]) -> None:
         view.handle(Row(name, int(row["step"]), **{key: row.get(key) for key in MEASURES}))
 
-    with _terminable(), RunsView(console, [(name, steps)], title=name) as view:
-        with _warnings_to(view, name, log):
-            view.handle(Started(name, worker=1))
-            try:
-                from retrain.training.run import train_run
+    view = RunsView(console, [(name, config.training.max_steps)], title=name)
+    signals = StopSignals(
+        insist=_stop_at_once,
+        on_stop=lambda: view.say("stopping after this step; again to stop at once"),
+    )
+    with signals, view, _warnings_to(view, name, log):
+        view.handle(Started(name, worker=1))
+        try:
+            from retrain.training.run import train_run
 
-                trained = train_run(config, run_dir, name=name, condition=condition, on_row=on_row)
-            except KeyboardInterrupt:
-                view.handle(Interrupted(name))
-                result = SingleResult(130, run_dir, "interrupted", "", None)
-            except Exception as error:
-                with log.open("a", encoding="utf-8") as file:
-                    traceback.print_exception(error, file=file)
-                message = describe(error)
-                view.handle(Failed(name, type(error).__name__, message))
-                exit_code = 2 if isinstance(error, InputError) else 1
-                result = SingleResult(exit_code, run_dir, "failed", message, None)
-            else:
-                fields = asdict(trained)
-                status, message = fields.pop("status"), fields.pop("message")
-                view.handle(Finished(name, status, message, fields))
-                result = SingleResult(int(status != "done"), run_dir, status, message, fields)
-        _settle(result)
+            trained = train_run(
+                config,
+                run_dir,
+                name=name,
+                condition=str(record.data["condition"]),
+                on_row=on_row,
+                stop=lambda: signals.stop,
+                allow_changes=allow_changes,
+            )
+        except KeyboardInterrupt:
+            view.handle(Interrupted(name))
+            result = SingleResult(130, run_dir, "stopped", "", None)
+        except LockedError:
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+            message, cause = describe(error), cause_of(error, run_dir)
+            view.handle(Failed(name, cause, message))
+            exit_code = 2 if isinstance(error, InputError) else 1
+            result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
+        else:
+            fields = asdict(trained)
+            status, message = fields.pop("status"), fields.pop("message")
+            view.handle(Finished(name, status, message, fields))
+            result = SingleResult(int(status != "done"), run_dir, status, message, fields)
+    _settle(result)
     _conclude(result, console)
     return result
+
+
+def _stop_at_once() -> None:
+    raise KeyboardInterrupt
 
 
 def _claim(run_dir: Path) -> None:
@@ -123,28 +165,10 @@ def _claim(run_dir: Path) -> None:
 
 def _settle(result: SingleResult) -> None:
     """Record the end of a run that failed before it could record anything itself."""
-    record = RunRecord.read(result.run_dir)
-    if not record.is_final:
-        record.update(status=result.status, message=result.message)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does: in order."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with contextlib.suppress(OSError, InputError):
+        record = RunRecord.read(result.run_dir)
+        if not record.is_final:
+            record.update(status=result.status, message=result.message, cause=result.cause)
 
 
 class _ToView(logging.Handler):
@@ -188,7 +212,11 @@ def _conclude(result: SingleResult, console: Console) -> None:
         say(": ".join(filter(None, (result.status, result.message))), "red")
     folder = shown(result.run_dir)
     say(f"run:  {folder}")
-    if result.status in {"failed", "diverged"}:
+    if result.cause in INFRASTRUCTURE and (what := remedy(str(result.cause), folder)):
+        say(f"before it goes on, {what}")
+    if result.status == "stopped" or result.cause in INFRASTRUCTURE:
+        say(f"next: retrain resume {shlex.quote(folder)}")
+    elif result.status in {"failed", "diverged"}:
         log = shown(result.run_dir / RUN_LOG_FILE)
         say(f"next: less {shlex.quote(log)}")
     else:

@@ -7,8 +7,9 @@ prints can disturb them. What a run prints goes to its `run.log`, also from C co
 subprocesses.
 
 Three ways to stop, from gentle to firm: the command `stop` (or the end of the command pipe, or
-SIGHUP: the campaign is gone) ends the run after the step it is in; SIGTERM ends it at once, still
-in order; SIGKILL loses the step. Ctrl-C in the terminal is the campaign's business, not ours.
+SIGHUP: the campaign is gone) ends the run after the step it is in, with a checkpoint; SIGTERM ends
+it at once, still in order; SIGKILL loses the step. SIGUSR1 writes down where every thread is.
+Ctrl-C in the terminal is the campaign's business, not ours.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ import signal
 import sys
 import threading
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrain.config.schema import RunConfig
+from retrain.causes import cause_of
+from retrain.config.dump import read_run_config
+from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.executors.executor import MEASURES
 from retrain.files import RUN_LOG_FILE, json_line
@@ -47,7 +50,15 @@ class Train(Protocol):
     """How a worker trains one run: `training.run.train_run` with its cache of base models."""
 
     def __call__(
-        self, config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        name: str,
+        condition: str,
+        place: BackendConfig,
+        on_row: OnRow,
+        stop: Callable[[], bool],
     ) -> Any: ...
 
 
@@ -55,19 +66,7 @@ def load_train() -> Train:
     """The real training. This is where torch is imported."""
     from retrain.training.run import BaseModels, train_run
 
-    bases = BaseModels()
-
-    def train(config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow) -> Any:
-        return train_run(
-            config, run_dir, name=name, condition=condition, bases=bases, on_row=on_row
-        )
-
-    return train
-
-
-def read_run_config(path: Path) -> RunConfig:
-    """A run's resolved `config.toml`."""
-    return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    return partial(train_run, bases=BaseModels())
 
 
 class Worker:
@@ -82,12 +81,13 @@ class Worker:
         self._stopping = threading.Event()
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._run = ""
+        self._setup: dict[str, Any] = {}
 
     def serve(self, load: Callable[[], Train]) -> int:
         """Train what the campaign asks for until it asks for nothing more."""
         self._listen_to_signals()
-        setup = self._jobs_from_pipe()
-        sys.path.extend(path for path in setup["sys_path"] if path not in sys.path)
+        self._setup = self._jobs_from_pipe()
+        sys.path.extend(path for path in self._setup["sys_path"] if path not in sys.path)
         warnings = logging.getLogger("retrain")
         warnings.addHandler(logging.StreamHandler(sys.stderr))
         warnings.addHandler(_EventHandler(self))
@@ -125,23 +125,26 @@ class Worker:
         self.send("started", run=name)
         with _output_to(run_dir / RUN_LOG_FILE):
             try:
+                config = read_run_config(Path(job["config"]))
                 result = train(
-                    read_run_config(Path(job["config"])),
+                    config,
                     run_dir,
+                    place=self._place(config.backend),
                     name=name,
                     condition=str(job["condition"]),
                     on_row=self._on_row,
+                    stop=self._stopping.is_set,
                 )
             except KeyboardInterrupt:
-                self.send("interrupted", run=name)
+                self.send("stopped", run=name)
                 raise
             except BaseException as error:
                 traceback.print_exc()
                 # An unforeseen error may leave a process behind that fails every later run, as
                 # CUDA does after some: a fresh worker costs seconds.
                 fit = isinstance(error, RetrainError)
-                kind = type(error).__name__
-                self.send("failed", run=name, kind=kind, message=describe(error), retire=not fit)
+                cause = cause_of(error, run_dir)
+                self.send("failed", run=name, cause=cause, message=describe(error), retire=not fit)
             else:
                 fields = dataclasses.asdict(result)
                 status, message = fields.pop("status"), fields.pop("message")
@@ -153,13 +156,18 @@ class Worker:
     def _on_row(self, row: Mapping[str, Any]) -> None:
         measures = {key: row.get(key) for key in MEASURES}
         self.send("row", run=self._run, step=row["step"], **measures)
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
+
+    def _place(self, backend: BackendConfig) -> BackendConfig:
+        """A run's `[backend]` within the share of the machine that this worker has."""
+        threads = min(backend.threads, self._setup["threads"])
+        device = self._setup["device"] or backend.device
+        return backend.model_copy(update={"threads": threads, "device": device})
 
     def _listen_to_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, lambda *_: self._stopping.set())
         signal.signal(signal.SIGTERM, _interrupt)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         _signal_when_parent_dies(signal.SIGHUP)
 
     def _jobs_from_pipe(self) -> dict[str, Any]:
@@ -259,12 +267,21 @@ def _signal_when_parent_dies(number: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
+def _be_first_to_go() -> None:
+    """When memory runs out the kernel should take a worker, whose run goes on from its last
+    checkpoint, and not the campaign."""
+    with contextlib.suppress(OSError, ValueError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(1000, int(score.read_text()) + 300)))
+
+
 def main(load: Callable[[], Train] = load_train) -> int:
     """The entry point of the process that an executor starts."""
     commands_fd, events_fd = (int(argument) for argument in sys.argv[1:3])
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()
+    _be_first_to_go()
     return Worker(commands_fd, events_fd).serve(load)
 
 

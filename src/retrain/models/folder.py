@@ -31,6 +31,17 @@ class ModelFolder:
     _encode: Callable[[str], int] | None = field(default=None, repr=False)
     _render: Callable[[Problem], str] | None = field(default=None, repr=False)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in float32; 0 when the folder does not tell."""
+        if self.path is None:
+            return 0
+        files = {file for pattern in WEIGHT_PATTERNS for file in self.path.glob(pattern)}
+        config = _read_json(self.path / "config.json") or {}
+        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        factor = 2 if stored.endswith("16") else 1
+        return factor * sum(file.stat().st_size for file in files)
+
     def prompt_tokens(self, problem: Problem) -> int | None:
         """Tokens of the problem as a prompt; None when the folder does not allow to count."""
         if self._encode is None or self._render is None:

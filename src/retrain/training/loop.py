@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from retrain.advantages.algorithm import Algorithm
@@ -44,13 +45,18 @@ class Run:
     journal: Journal
     checkpoints: Checkpoints
     state: LoopState
+    stop: Callable[[], bool]
+
+
+class RunStopped(KeyboardInterrupt):
+    """The run was asked to stop, and has: after a whole step, with a checkpoint."""
 
 
 def train(run: Run) -> None:
     """Train from `run.state.step` to `max_steps`.
 
     Raises DivergedError when a loss, a gradient or a log-probability is not finite; the weights
-    are then those of the last finished step.
+    are then those of the last finished step. Raises RunStopped when `run.stop()` says so.
     """
     config, training, state, policy = run.config, run.config.training, run.state, run.policy
     if state.step == 0 and config.evaluation.before_training:
@@ -98,9 +104,16 @@ def train(run: Run) -> None:
             **time_metrics(clock, rolled["tokens"]),
         }
         run.journal.record(step, groups, credit, row)
-        if run.checkpoints.due(state.step, training.max_steps):
-            with run.checkpoints.saving(state.step, state.state_dict()) as folder:
+        stopping = state.step < training.max_steps and run.stop()
+        if stopping or run.checkpoints.due(state.step):
+            run.journal.sync()
+            accuracy = evaluation.accuracy if evaluation else None
+            with run.checkpoints.saving(
+                state.step, state.state_dict(), run.journal.rows, accuracy
+            ) as folder:
                 policy.save(folder)
+        if stopping:
+            raise RunStopped
 
 
 def _evaluation_due(config: RunConfig, steps_done: int) -> bool:

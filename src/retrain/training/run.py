@@ -1,26 +1,38 @@
-"""One run from its config to its result: puts the parts together, trains, keeps `run.json`."""
+"""One run from its config to its result: puts the parts together, trains, keeps `run.json`.
+
+A run goes on from whatever its folder holds: a new one starts at step 0, one that was killed at
+its newest good checkpoint.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from retrain.advantages.algorithm import AlgorithmError, algorithm_of
 from retrain.advantages.sepa import SepaSchedule
-from retrain.config.dump import fingerprint, run_config_toml
+from retrain.causes import cause_of
+from retrain.config.changes import Change, differences, refuse_changes
+from retrain.config.dump import run_config_toml
 from retrain.config.schema import BackendConfig, ModelConfig, RunConfig
 from retrain.errors import ConfigError, ConfigIssue, DivergedError
 from retrain.files import (
+    FINAL_FOLDER,
+    METRICS_FILE,
     RUN_CONFIG_FILE,
     RunRecord,
     atomic_write_text,
+    evaluation_files,
+    library_versions,
     read_json,
     read_jsonl,
 )
+from retrain.locks import FolderLock
 from retrain.models.lora import LoraSpec
 from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.local.policy import LocalPolicy
@@ -29,9 +41,15 @@ from retrain.tasks.registry import build_task
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.loop import Run, train
+from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
 from retrain.training.state import LoopState
 
 _log = logging.getLogger("retrain")
+
+LOCK_WAIT_S = 120.0
+"""A worker whose campaign is gone may take so long to finish its step and let go of its run."""
+
+OnRow = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +91,101 @@ def train_run(
     *,
     name: str,
     condition: str,
+    place: BackendConfig | None = None,
     bases: BaseModels | None = None,
-    on_row: Callable[[Mapping[str, Any]], None] | None = None,
+    on_row: OnRow | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    allow_changes: Collection[str] = (),
 ) -> RunResult:
-    """Train one run into `run_dir`.
+    """Train one run in `run_dir`, from where it stands. A finished run is returned as it is.
+
+    place:         where to train, if not where the config's `[backend]` says.
+    stop:          asked after every step; when true the run is saved and KeyboardInterrupt raised.
+    allow_changes: keys in which `config` may differ from what the run was trained with so far.
 
     `run.json` is kept up to date whatever happens: done, diverged (returned, not raised: an
-    outcome), failed or interrupted (the exception goes on to the caller).
+    outcome), failed or stopped (the exception goes on to the caller). Raises LockedError while
+    another process trains the run, and ConfigError when the config is that of another run.
     """
-    started = time.monotonic()
-    seed, max_steps = config.training.seed, config.training.max_steps
-    record = RunRecord.create(
-        run_dir, name=name, condition=condition, seed=seed, max_steps=max_steps
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with FolderLock(run_dir).acquire(LOCK_WAIT_S, on_wait=_log.warning) as lock:
+        if RunRecord.exists(run_dir):
+            record = RunRecord.read(run_dir)
+        else:
+            record = RunRecord.create(
+                run_dir,
+                name=name,
+                condition=condition,
+                seed=config.training.seed,
+                max_steps=config.training.max_steps,
+            )
+        if is_finished(record, config.training.max_steps):
+            return _recorded(record)
+        place, bases = place or config.backend, bases or BaseModels()
+        return _train(config, record, place, bases, on_row, stop, allow_changes, lock)
+
+
+def is_finished(record: RunRecord, max_steps: int) -> bool:
+    """Whether there is nothing left to train: all steps are done, or the run has diverged."""
+    done = record.status == "done" and int(record.data["step"]) >= max_steps
+    return done or record.status == "diverged"
+
+
+def _train(
+    config: RunConfig,
+    record: RunRecord,
+    place: BackendConfig,
+    bases: BaseModels,
+    on_row: OnRow | None,
+    stop: Callable[[], bool],
+    allow_changes: Collection[str],
+    lock: FolderLock,
+) -> RunResult:
+    run_dir, name, started = record.run_dir, str(record.data["name"]), time.monotonic()
+    point = find_resume_point(run_dir)
+    changes = _changes(config, point, allow_changes, name)
+    _describe(record, point)
+    record.update(
+        status="running",
+        step=point.step,
+        max_steps=config.training.max_steps,
+        attempts=record.data["attempts"] + 1,
+        resumed_from=point.step or None,
+        versions=library_versions(),
+        changes=[
+            *record.data["changes"],
+            *({"step": point.step, **asdict(change)} for change in changes),
+        ],
     )
-    record.update(status="running", config_fingerprint=fingerprint(config))
-    atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
-    status, message = "done", ""
     state = LoopState(SepaSchedule.of(config.sepa))
+    status, message = "done", ""
     try:
-        run = assemble(config, run_dir, name, condition, state, bases or BaseModels(), on_row)
-        record.update(device=run.policy.device, threads=config.backend.threads or 1)
+        atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
+        go_back(point)
+        spent_before = trained_seconds(run_dir)
+        base = bases.get(config.model, place)
+        record.update(device=str(base.device), threads=place.threads or 1)
+        run = assemble(config, record, state, base, point, on_row, stop, lock)
         train(run)
-        with written_aside(run_dir / "final") as folder:
+        with written_aside(run_dir / FINAL_FOLDER) as folder:
             run.policy.export(folder)
+        run.checkpoints.remove_old(finished=True)
     except DivergedError as error:
         status, message = "diverged", str(error)
         _log.info("%s: %s", name, message)
     except KeyboardInterrupt:
-        record.update(status="interrupted", step=state.step)
+        _try_update(record, status="stopped", step=state.step)
         raise
     except BaseException as error:
-        record.update(status="failed", step=state.step, message=f"{type(error).__name__}: {error}")
+        _try_update(
+            record,
+            status="failed",
+            step=state.step,
+            message=f"{type(error).__name__}: {error}",
+            cause=cause_of(error, run_dir),
+        )
         raise
-    result = _result(run_dir, name, condition, seed, status, message, state.step, started)
+    result = _result(record, status, message, state.step, spent_before, started)
     measured = asdict(result)
     for key in ("name", "condition", "seed", "status", "message"):
         del measured[key]
@@ -113,18 +193,59 @@ def train_run(
     return result
 
 
+def _try_update(record: RunRecord, **fields: Any) -> None:
+    """The disk may be what failed: then the error itself is what the caller must hear of."""
+    with contextlib.suppress(OSError):
+        record.update(**fields)
+
+
+def _changes(
+    config: RunConfig, point: ResumePoint, allowed: Collection[str], name: str
+) -> list[Change]:
+    if point.checkpoint is None:
+        return []
+    if config.training.max_steps < point.step:
+        message = f"{name} has {point.step} steps already; take that many at least"
+        raise ConfigError([ConfigIssue("training.max_steps", message)])
+    found = differences(point.checkpoint.identity, config)
+    return refuse_changes(found, allowed, what=name)
+
+
+def _describe(record: RunRecord, point: ResumePoint) -> None:
+    """Tell the user what is unusual about where the run goes on."""
+    for folder, reason in point.skipped:
+        _log.warning(
+            "%s: checkpoint %s is damaged (%s); it is kept as damaged_%s, and the run goes on "
+            "from step %d",
+            *(record.data["name"], folder.name, reason, folder.name, point.step),
+        )
+    if point.checkpoint is None:
+        return
+    now = library_versions()
+    for library, before in point.checkpoint.versions.items():
+        if now.get(library) != before:
+            _log.warning(
+                "%s was trained with %s %s up to step %d and goes on with %s: from there on the "
+                "numbers may differ in their last bits from those of a run that was never stopped",
+                *(record.data["name"], library, before, point.step, now.get(library)),
+            )
+
+
 def assemble(
     config: RunConfig,
-    run_dir: Path,
-    name: str,
-    condition: str,
+    record: RunRecord,
     state: LoopState,
-    bases: BaseModels,
-    on_row: Callable[[Mapping[str, Any]], None] | None,
+    base: BaseModel,
+    point: ResumePoint,
+    on_row: OnRow | None,
+    stop: Callable[[], bool],
+    lock: FolderLock,
 ) -> Run:
-    """A run's parts, from its config. Raises ConfigError or InputError when one cannot be had."""
+    """A run's parts, from its config, as they were at the resume point. Raises ConfigError or
+    InputError when one cannot be had."""
     training, model = config.training, config.model
     search_paths = config.plugins.search_paths
+    run_dir, condition = record.run_dir, str(record.data["condition"])
     try:
         algorithm = algorithm_of(config)
     except AlgorithmError as error:
@@ -135,13 +256,18 @@ def assemble(
     )
     micro = training.micro_batch_tokens
     policy = LocalPolicy(
-        bases.get(model, config.backend),
+        base,
         spec,
         training.seed,
         micro_batch_tokens=None if micro == "auto" else micro,
     )
+    if point.checkpoint is not None:
+        policy.load(point.checkpoint.folder)
+        state.load_state_dict(point.checkpoint.state())
+    elif model.init_adapter:
+        policy.start_from(Path(model.init_adapter))
     return Run(
-        name=name,
+        name=str(record.data["name"]),
         condition=condition,
         config=config,
         policy=policy,
@@ -149,31 +275,30 @@ def assemble(
         reward=build_reward(config.reward, search_paths),
         algorithm=algorithm,
         journal=Journal(
-            run_dir, condition, algorithm.planning, config.logging.log_generations, on_row
+            run_dir,
+            condition,
+            algorithm.planning,
+            config.logging.log_generations,
+            on_row,
+            lock.check,
         ),
-        checkpoints=Checkpoints(run_dir / "checkpoints", training.save_every, training.keep_last),
+        checkpoints=Checkpoints(run_dir, config),
         state=state,
+        stop=stop,
     )
 
 
 def _result(
-    run_dir: Path,
-    name: str,
-    condition: str,
-    seed: int,
-    status: str,
-    message: str,
-    steps: int,
-    started: float,
+    record: RunRecord, status: str, message: str, steps: int, spent_before: float, started: float
 ) -> RunResult:
-    evaluations = [read_json(path) for path in sorted((run_dir / "evaluation").glob("step_*.json"))]
-    before: dict[str, Any] = next((e for e in evaluations if e["step"] == 0), {})
-    after: dict[str, Any] = next((e for e in evaluations if e["step"] == steps and steps > 0), {})
-    rows = read_jsonl(run_dir / "metrics.jsonl")
+    files = evaluation_files(record.run_dir)
+    before: dict[str, Any] = read_json(files[0]) if 0 in files else {}
+    after: dict[str, Any] = read_json(files[steps]) if steps in files and steps else {}
+    rows = read_jsonl(record.run_dir / METRICS_FILE)
     return RunResult(
-        name=name,
-        condition=condition,
-        seed=seed,
+        name=str(record.data["name"]),
+        condition=str(record.data["condition"]),
+        seed=int(record.data["seed"]),
         status=status,
         message=message,
         steps=steps,
@@ -182,5 +307,17 @@ def _result(
         greedy_before=before.get("greedy_accuracy"),
         greedy_after=after.get("greedy_accuracy"),
         mean_reward=rows[-1]["mean_reward"] if rows else None,
-        wall_s=round(time.monotonic() - started, 3),
+        wall_s=round(spent_before + time.monotonic() - started, 3),
+    )
+
+
+def _recorded(record: RunRecord) -> RunResult:
+    data = record.data
+    return RunResult(
+        name=str(data["name"]),
+        condition=str(data["condition"]),
+        seed=int(data["seed"]),
+        status=record.status,
+        message=str(data["message"]),
+        **data["result"],
     )

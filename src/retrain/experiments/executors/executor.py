@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to train. All that a worker needs to know stands in files it can reach."""
+    """One run to train, from wherever it stands. All that a worker needs to know stands in files
+    it can reach."""
 
     name: str
     condition: str
@@ -70,11 +71,11 @@ class Finished:
 class Failed:
     """The run raised an error, or the worker that trained it is gone.
 
-    `kind` is the class of the error, or `worker-lost`, or `no-worker` when none would start.
+    `cause` is one of `retrain.causes`.
     """
 
     run: str
-    kind: str
+    cause: str
     message: str
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from retrain.causes import HUNG, KILLED, WORKER
 from retrain.experiments.executors.executor import (
     Event,
     Failed,
@@ -27,9 +28,12 @@ from retrain.experiments.executors.executor import (
     Started,
     Warned,
 )
-from retrain.experiments.threads import thread_environment
+from retrain.experiments.workers import thread_environment
 
 WORKER_COMMAND = (sys.executable, "-m", "retrain.experiments.worker")
+
+LAST_WORDS_S = 1.0
+"""What a hung worker gets to write down where it is."""
 
 START_ATTEMPTS = 2
 """Workers in a row that may die before they are ready; then none will ever be."""
@@ -39,9 +43,9 @@ MESSAGES: Mapping[str, Callable[..., Event]] = {
     "warned": Warned,
     "finished": Finished,
     "failed": Failed,
-    "interrupted": Interrupted,
+    "stopped": Interrupted,
 }
-ENDING_MESSAGES = frozenset({"finished", "failed", "interrupted"})
+ENDING_MESSAGES = frozenset({"finished", "failed", "stopped"})
 
 CAUSES = {
     signal.SIGKILL: (
@@ -59,8 +63,11 @@ class _Worker:
     commands: int
     events: int
     state: Literal["starting", "idle", "busy", "retired"] = "starting"
+    device: str | None = None
     job: Job | None = None
     began: bool = False
+    heard_at: float = 0.0
+    condemned_at: float | None = None
     buffer: bytes = b""
     open: bool = True
 
@@ -101,7 +108,10 @@ class LocalExecutor:
 
     workers:         how many runs train at the same time.
     threads:         CPU threads a worker.
+    devices:         one a worker; without any, each run's config says where it is trained.
     stagger_seconds: pause between the starts of workers.
+    timeout_s:       a worker that says nothing for so long is hung: it writes down where it is
+                     and is killed. 0 waits for ever.
     log:             file for what workers say outside of runs.
     sys_path:        folders that modules may be imported from, besides a worker's own.
     grace_s:         how long a stopped worker may take to finish its step; then it is told more
@@ -114,15 +124,19 @@ class LocalExecutor:
         *,
         log: Path,
         threads: int = 1,
+        devices: Sequence[str] = (),
         stagger_seconds: float = 0.0,
+        timeout_s: float = 0.0,
         sys_path: Sequence[str] = (),
         command: Sequence[str] = WORKER_COMMAND,
         grace_s: float = 10.0,
     ) -> None:
         self._slots = workers
         self._log = log
-        self._environment = thread_environment(threads)
+        self._threads = threads
+        self._free_devices = deque(devices)
         self._stagger_seconds = stagger_seconds
+        self._timeout_s = timeout_s
         self._sys_path = list(sys_path)
         self._command = tuple(command)
         self._grace_s = grace_s
@@ -165,6 +179,7 @@ class LocalExecutor:
     def poll(self, timeout: float) -> list[Event]:
         self._launch_one_if_due()
         self._dispatch()
+        self._end_hung_workers()
         events = self._give_up_if_none_starts()
         until_launch = self._next_launch - time.monotonic() if self._wants_worker() else timeout
         events += self._read(0.0 if events else max(0.0, min(timeout, until_launch)))
@@ -220,7 +235,7 @@ class LocalExecutor:
                     stdout=log,
                     stderr=log,
                     pass_fds=(commands_read, events_write),
-                    env={**os.environ, **self._environment},
+                    env={**os.environ, **thread_environment(self._threads)},
                     start_new_session=True,
                 )
         except BaseException:
@@ -232,8 +247,26 @@ class LocalExecutor:
             os.close(events_write)
         os.set_blocking(events_read, False)
         worker = _Worker(number, process, commands_write, events_read)
-        worker.tell("setup", sys_path=self._sys_path)
+        worker.heard_at = time.monotonic()
+        if self._free_devices:
+            worker.device = self._free_devices.popleft()
+        worker.tell("setup", sys_path=self._sys_path, threads=self._threads, device=worker.device)
         return worker
+
+    def _end_hung_workers(self) -> None:
+        """A worker that says nothing for too long first writes down where it is, then is killed."""
+        if not self._timeout_s:
+            return
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.state not in {"starting", "busy"}:
+                continue
+            if worker.condemned_at is not None:
+                if now > worker.condemned_at + LAST_WORDS_S:
+                    worker.signal(signal.SIGKILL, group=True)
+            elif now > worker.heard_at + self._timeout_s:
+                worker.condemned_at = now
+                worker.signal(signal.SIGUSR1, group=False)
 
     def _dispatch(self) -> None:
         for worker in self._workers:
@@ -252,12 +285,13 @@ class LocalExecutor:
             if told:
                 worker.job = self._queue.popleft()
                 worker.state, worker.began = "busy", False
+                worker.heard_at = time.monotonic()
 
     def _give_up_if_none_starts(self) -> list[Event]:
         if self._failed_starts < START_ATTEMPTS or self._workers:
             return []
         message = f"no worker starts: {self._last_words()} (see {self._log})"
-        events: list[Event] = [Failed(job.name, "no-worker", message) for job in self._queue]
+        events: list[Event] = [Failed(job.name, WORKER, message) for job in self._queue]
         self._queue.clear()
         self._failed_starts = 0
         return events
@@ -307,6 +341,7 @@ class LocalExecutor:
     def _hear(self, worker: _Worker, message: Mapping[str, Any]) -> list[Event]:
         fields = dict(message)
         kind = fields.pop("event")
+        worker.heard_at = time.monotonic()
         if kind == "ready":
             worker.state = "idle"
             self._failed_starts = 0
@@ -330,13 +365,21 @@ class LocalExecutor:
         self._selector.unregister(worker.events)
         os.close(worker.events)
         self._workers.remove(worker)
+        if worker.device is not None:
+            self._free_devices.append(worker.device)
         if worker.state == "starting" and not self._stopping:
             self._failed_starts += 1
         if worker.job is None:
             return []
         if self._stopping or self._killed:
             return [Interrupted(worker.job.name, started=worker.began)]
-        return [Failed(worker.job.name, "worker-lost", _cause(code))]
+        if worker.condemned_at is not None:
+            message = (
+                f"hung: its worker finished no step for {self._timeout_s:g} s "
+                "([campaign].worker_timeout) and was killed; run.log shows where it was"
+            )
+            return [Failed(worker.job.name, HUNG, message)]
+        return [Failed(worker.job.name, KILLED, _cause(code))]
 
 
 def _cause(code: int) -> str:

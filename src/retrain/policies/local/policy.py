@@ -162,6 +162,13 @@ class LocalPolicy:
         tensors = {name: value.detach().cpu() for name, value in state.items()}
         save_file(tensors, folder / _OPTIMIZER_FILE)
 
+    def start_from(self, folder: Path) -> None:
+        """Take the adapter in `folder` (PEFT format) as the starting point; the optimizer is fresh.
+
+        Raises InputError when its layers or shapes are not this adapter's.
+        """
+        self.adapter.load(folder)
+
     def load(self, folder: Path) -> None:
         self.adapter.load(folder)
         state = load_file(folder / _OPTIMIZER_FILE, device=str(self.base.device))

@@ -1,0 +1,118 @@
+"""What of a config may change when a run goes on from a checkpoint.
+
+A resumed run is the run it would have been; so a key that has a say in what is computed must not
+change. The others are bookkeeping, or only tell where it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrain.config.messages import show
+from retrain.config.schema import RunConfig
+from retrain.errors import ConfigError, ConfigIssue, InputError
+
+MAY_CHANGE = frozenset(
+    {
+        "training.max_steps",
+        "training.save_every",
+        "training.keep_last",
+        "training.keep_best",
+        "training.micro_batch_tokens",
+        "evaluation.every",
+        "backend.device",
+        "backend.threads",
+        "logging.log_dir",
+        "logging.log_generations",
+        "plugins.search_paths",
+        "plugins.strict",
+    }
+)
+"""`max_steps` only with a constant learning rate: the other schedules depend on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key whose value is another one now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: was {show(self.before)}, is now {show(self.now)}"
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """`table.key` -> value of everything that decides what the run computes; plain JSON."""
+    fixed_length = config.training.lr_schedule != "constant"
+    return {
+        place: value
+        for table, keys in config.model_dump(mode="json").items()
+        for key, value in keys.items()
+        for place in (f"{table}.{key}",)
+        if place not in MAY_CHANGE or (fixed_length and place == "training.max_steps")
+    }
+
+
+def differences(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
+    """Where `config` is another run than the one whose `identity` is `before`.
+
+    A key that `before` does not know, as it is younger, had its default value.
+    """
+    now = identity(config)
+    defaults = identity(RunConfig())
+    keys = dict.fromkeys([*now, *(key for key in before if key in _known())])
+    full = _values(config)
+    changes = []
+    for key in keys:
+        old = before.get(key, defaults.get(key))
+        if key == "training.max_steps" and key not in before:
+            # The schedule was constant, and is not now: that is the change, and is told.
+            continue
+        if old != full[key]:
+            changes.append(Change(key, old, full[key]))
+    return changes
+
+
+def refuse_changes(
+    changes: Sequence[Change], allowed: Collection[str], *, what: str
+) -> list[Change]:
+    """The changes that the user allows. Raises ConfigError, listing them, for the others.
+
+    allowed: values of `--allow-change`. what: the run, for the message.
+    """
+    unknown = sorted(set(allowed) - _known())
+    if unknown:
+        raise InputError(f"--allow-change {unknown[0]}: no such key; write it as table.key")
+    refused = [change for change in changes if change.key not in allowed]
+    if not refused:
+        return list(changes)
+    free = ", ".join(sorted(MAY_CHANGE))
+    issues = [
+        ConfigIssue(
+            change.key,
+            f"was {show(change.before)} when {what} was trained, and is now {show(change.now)}",
+        )
+        for change in refused
+    ]
+    options = " ".join(f"--allow-change {change.key}" for change in refused)
+    remedy = (
+        f"a resumed run must be the run it would have been; take the old values, or accept that "
+        f"it is another run from here on: {options} (these may always change: {free}; max_steps "
+        'only with lr_schedule = "constant")'
+    )
+    raise ConfigError([*issues, ConfigIssue("", remedy)])
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    dumped = config.model_dump(mode="json")
+    return {
+        f"{table}.{key}": value for table, keys in dumped.items() for key, value in keys.items()
+    }
+
+
+def _known() -> set[str]:
+    return set(_values(RunConfig()))

@@ -1,0 +1,121 @@
+"""How a campaign ended: its result, and what the terminal says of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from retrain.analysis.words import plural
+from retrain.causes import INFRASTRUCTURE
+from retrain.config.load import EMBEDDED
+from retrain.experiments.manifest import Manifest
+from retrain.experiments.paths import shown
+from retrain.experiments.plan import PlannedRun
+from retrain.experiments.worker import describe
+from retrain.files import RUN_LOG_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How one run of a campaign ended; `status` as in `run.json`."""
+
+    name: str
+    condition: str
+    seed: int
+    status: str
+    message: str
+    run_dir: Path
+    result: Mapping[str, Any] | None
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / RUN_LOG_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignResult:
+    """How a campaign ended: `status` is done, failed or stopped."""
+
+    exit_code: int
+    campaign_dir: Path
+    status: str
+    runs: tuple[RunOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[RunOutcome, ...]:
+        """The runs without a result to compare."""
+        return tuple(run for run in self.runs if run.status in {"failed", "diverged"})
+
+
+def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -> CampaignResult:
+    """Say how the campaign stands and write its report: the closing table, what failed and why,
+    and what to do next."""
+    result = _outcome(manifest, runs)
+    folder = shown(result.campaign_dir)
+    report: Path | None = None
+    if result.failed or any(run.status == "done" for run in result.runs):
+        try:
+            from retrain.analysis.report import closing_table, write_report
+
+            console.print(closing_table(result.campaign_dir))
+            if result.status != "stopped":
+                report = write_report(result.campaign_dir)
+        except Exception as error:
+            # The runs are done and safe: what cannot be drawn must not look like their failure.
+            _say(console, f"the report could not be written: {describe(error)}", "yellow")
+    if result.failed:
+        count = f"{len(result.failed)} of {plural(len(result.runs), 'run')}"
+        _say(console, f"{count} gave no result:", "red")
+        for run in result.failed:
+            _say(console, f"  {run.name} {run.status}: {run.message}")
+            _say(console, f"    log: {shown(run.log)}")
+    if result.status == "stopped":
+        counts = [run.status for run in result.runs]
+        unfinished = counts.count("stopped") + counts.count("pending")
+        _say(console, f"stopped: {plural(unfinished, 'run')} of {len(counts)} not finished")
+    _say(console, f"campaign: {folder}")
+    if report is not None:
+        _say(console, f"report:   {shown(report)}")
+    _say(console, f"next:     {_next(result, manifest, runs)}")
+    return result
+
+
+def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]) -> str:
+    folder = shlex.quote(shown(result.campaign_dir))
+    causes = {run["cause"] for run in manifest.data["runs"] if run["status"] == "failed"}
+    if result.status == "stopped" or causes & INFRASTRUCTURE:
+        return f"retrain resume {folder}"
+    if result.failed:
+        return f"less {shlex.quote(shown(result.failed[0].log))}"
+    if result.status == "done" and runs[0].config.model.model == EMBEDDED:
+        return "retrain init campaign   (writes a commented file for a campaign of your own)"
+    return f"retrain status {folder}"
+
+
+def _outcome(manifest: Manifest, runs: Sequence[PlannedRun]) -> CampaignResult:
+    entries = {entry["name"]: entry for entry in manifest.data["runs"]}
+    outcomes = tuple(
+        RunOutcome(
+            name=run.name,
+            condition=run.condition,
+            seed=run.seed,
+            status=entries[run.name]["status"],
+            message=entries[run.name]["message"],
+            run_dir=manifest.folder / run.folder,
+            result=entries[run.name]["result"],
+        )
+        for run in runs
+    )
+    status = str(manifest.data["status"])
+    exit_code = {"done": 0, "stopped": 130}.get(status, 1)
+    return CampaignResult(exit_code, manifest.folder, status, outcomes)
+
+
+def _say(console: Console, message: str, style: str = "") -> None:
+    console.print(Text(message, style=style), soft_wrap=True)

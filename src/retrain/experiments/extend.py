@@ -1,0 +1,104 @@
+"""Adding seeds and conditions to a campaign that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from retrain.config.changes import differences, identity
+from retrain.config.load import LoadedConfig
+from retrain.config.messages import show
+from retrain.errors import ConfigError, ConfigIssue, InputError
+from retrain.experiments.campaign import write_plan
+from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest
+from retrain.experiments.plan import PlannedRun, plan_runs, rerun_script
+from retrain.files import atomic_write_bytes, atomic_write_text
+
+
+def extend_campaign(
+    manifest: Manifest, loaded: LoadedConfig, script: str, *, allow_new: bool
+) -> tuple[PlannedRun, ...]:
+    """Plan the runs that `loaded` has and the campaign lacks; the new runs.
+
+    Runs that `loaded` no longer has stay as they are. The campaign's file is replaced, and what it
+    was is kept as `campaign.1.toml`, `campaign.2.toml`, …
+
+    Raises ConfigError when a condition that has runs was changed, and InputError when there are
+    new runs without `allow_new`.
+    """
+    if not loaded.is_campaign:
+        raise InputError(f"{loaded.name} is no campaign, and {manifest.folder} is one")
+    before = {run.name: run for run in manifest.planned()}
+    planned = plan_runs(loaded)
+    issues = [
+        issue
+        for run in planned
+        if run.name in before
+        for issue in _changed(before[run.name], run, loaded.name)
+    ]
+    new = tuple(run for run in planned if run.name not in before)
+    issues += _renamed(list(before.values()), new, loaded.name)
+    if issues:
+        unique = list(dict.fromkeys(issues))
+        remedy = (
+            "a condition that has runs cannot change: its runs would no longer be runs of one "
+            "condition. Give the changed one a name of its own beside the old one, or start a new "
+            "campaign"
+        )
+        raise ConfigError([*unique, ConfigIssue("", remedy)])
+    if not new:
+        return ()
+    if not allow_new:
+        names = ", ".join(run.name for run in new[:3]) + (", …" if len(new) > 3 else "")
+        raise InputError(
+            f"{loaded.name} has {len(new)} runs that {manifest.folder} lacks ({names}); add them "
+            f"with: retrain resume {manifest.folder} --extend {loaded.name}"
+        )
+    folder = manifest.folder
+    _keep_old_file(manifest)
+    write_plan(folder, loaded, new)
+    manifest.extend(loaded, new)
+    atomic_write_text(folder / script, rerun_script(manifest.planned()), mode=0o755)
+    return new
+
+
+def _changed(before: PlannedRun, now: PlannedRun, file: str) -> list[ConfigIssue]:
+    changes = differences(identity(before.config), now.config)
+    issues = [
+        ConfigIssue(
+            change.key,
+            f"is {show(change.now)} in condition {now.condition}, whose runs have "
+            f"{show(change.before)}",
+            file=file,
+        )
+        for change in changes
+    ]
+    if before.max_steps != now.max_steps and not any(
+        c.key == "training.max_steps" for c in changes
+    ):
+        message = f"is {now.max_steps}, and the runs that are there have {before.max_steps}"
+        issues.append(ConfigIssue("campaign.max_steps", message, file=file))
+    return issues
+
+
+def _renamed(
+    before: Sequence[PlannedRun], new: Sequence[PlannedRun], file: str
+) -> list[ConfigIssue]:
+    """Runs that exist already under another name: their condition was renamed."""
+    known = {str(sorted(identity(run.config).items(), key=str)): run for run in before}
+    return [
+        ConfigIssue(
+            "campaign.conditions",
+            f"{run.condition} is what {same.condition} was; a condition that has runs keeps its "
+            f'name: name = "{same.condition}"',
+            file=file,
+        )
+        for run in new
+        if (same := known.get(str(sorted(identity(run.config).items(), key=str))))
+    ]
+
+
+def _keep_old_file(manifest: Manifest) -> None:
+    number = 1
+    while (kept := manifest.folder / f"campaign.{number}.toml").exists():
+        number += 1
+    atomic_write_bytes(kept, (manifest.folder / CAMPAIGN_FILE).read_bytes())

@@ -1,0 +1,181 @@
+"""The time in which workers train runs of a campaign, and its files are kept up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from retrain.causes import DISK, INFRASTRUCTURE, remedy
+from retrain.config.schema import CampaignConfig
+from retrain.errors import InputError, RetrainError
+from retrain.experiments.executors.executor import (
+    ENDINGS,
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Interrupted,
+    Job,
+    Started,
+)
+from retrain.experiments.executors.local import LocalExecutor
+from retrain.experiments.live import RunsView
+from retrain.experiments.manifest import Manifest
+from retrain.experiments.paths import shown
+from retrain.experiments.plan import PlannedRun
+from retrain.experiments.signals import StopSignals
+from retrain.experiments.workers import WorkerPlan, plan_workers
+from retrain.files import RunRecord, atomic_write_bytes
+from retrain.locks import FolderLock, LockLostError
+from retrain.plugins import own_import_path
+
+WORKERS_LOG = "workers.log"
+POLL_S = 0.25
+PROBE_BYTES = 1 << 20
+"""What must fit on the disk for a campaign to go on after a run failed for want of room."""
+
+MakeExecutor = Callable[[Path], Executor]
+
+
+def train_campaign(
+    manifest: Manifest,
+    runs: Sequence[PlannedRun],
+    settings: CampaignConfig,
+    *,
+    console: Console,
+    executor: MakeExecutor | None,
+    lock: FolderLock,
+) -> None:
+    """Train these runs of the campaign, with as many workers as `settings` and the machine say."""
+    plan = plan_workers(settings, [run.config for run in runs])
+    crew = executor(manifest.folder) if executor else _local(manifest.folder, plan, settings)
+    manifest.set_status("running", workers=crew.slots)
+    note = "" if executor else plan.note
+    _Training(manifest, runs, crew, console, lock, settings.max_retries, note).run()
+
+
+def _local(folder: Path, plan: WorkerPlan, settings: CampaignConfig) -> LocalExecutor:
+    return LocalExecutor(
+        plan.workers,
+        log=folder / WORKERS_LOG,
+        threads=plan.threads,
+        devices=plan.devices,
+        stagger_seconds=settings.stagger_seconds,
+        timeout_s=settings.worker_timeout,
+        sys_path=own_import_path(),
+    )
+
+
+class _Training:
+    """See the module."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        runs: Sequence[PlannedRun],
+        executor: Executor,
+        console: Console,
+        lock: FolderLock,
+        max_retries: int,
+        note: str,
+    ) -> None:
+        folder = manifest.folder
+        self._manifest = manifest
+        self._executor = executor
+        self._lock = lock
+        self._max_retries = max_retries
+        self._jobs = {
+            run.name: Job(run.name, run.condition, folder / run.config_path, folder / run.folder)
+            for run in runs
+        }
+        self._open = dict(self._jobs)
+        self._retries: Counter[str] = Counter()
+        self._view = RunsView(
+            console,
+            [(run.name, run.max_steps) for run in runs],
+            workers=executor.slots,
+            title=folder.name,
+            note=note,
+        )
+
+    def run(self) -> None:
+        """Until every run has ended, or Ctrl-C; what happened is in the manifest."""
+        view, executor = self._view, self._executor
+        with StopSignals(insist=executor.kill) as signals, executor, view:
+            try:
+                executor.submit(list(self._jobs.values()))
+                while self._open and not signals.stop:
+                    self._take(executor.poll(POLL_S))
+                    if self._lock.lost:
+                        self._lock.check()
+                if self._open:
+                    view.say(
+                        "stopping the workers after the step they are in; again to stop at once"
+                    )
+                    self._take(executor.stop(), retry=False)
+                self._manifest.settle()
+            except (OSError, LockLostError) as error:
+                executor.stop()
+                raise self._explained(error) from error
+
+    def _take(self, events: Sequence[Event], *, retry: bool = True) -> None:
+        for event in events:
+            if isinstance(event, Failed) and retry and self._may_retry(event):
+                self._retries[event.run] += 1
+                self._manifest.set_run(event.run, "pending", event.message, cause=event.cause)
+                self._view.retry(event.run, event.message)
+                self._executor.submit([self._jobs[event.run]])
+                continue
+            self._record(event)
+            self._view.handle(event)
+            if isinstance(event, ENDINGS):
+                self._open.pop(event.run, None)
+            if isinstance(event, Failed) and event.cause == DISK:
+                self._probe_disk()
+
+    def _may_retry(self, event: Failed) -> bool:
+        return event.cause in INFRASTRUCTURE and self._retries[event.run] < self._max_retries
+
+    def _record(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._manifest.set_run(event.run, "running")
+        elif isinstance(event, Finished):
+            self._settle(event.run, event.status, event.message, result=event.result)
+        elif isinstance(event, Failed):
+            self._settle(event.run, "failed", event.message, cause=event.cause)
+        elif isinstance(event, Interrupted) and event.started:
+            self._settle(event.run, "stopped", "the campaign was stopped")
+
+    def _settle(self, name: str, status: str, message: str, **fields: Any) -> None:
+        """Record the end of a run, also in its own `run.json` when its worker could not."""
+        with contextlib.suppress(InputError):
+            record = RunRecord.read(self._jobs[name].run_dir)
+            if not record.is_final:
+                record.update(status=status, message=message, cause=fields.get("cause"))
+        self._manifest.set_run(name, status, message, **fields)
+
+    def _probe_disk(self) -> None:
+        """Raise OSError when nothing can be written any more: every other run would fail too."""
+        probe = self._manifest.folder / ".probe.tmp"
+        try:
+            atomic_write_bytes(probe, bytes(PROBE_BYTES))
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def _explained(self, error: OSError | LockLostError) -> RetrainError:
+        folder = shown(self._manifest.folder)
+        if isinstance(error, LockLostError) and self._lock.path.exists():
+            return RetrainError(f"{error}; the workers were stopped")
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return RetrainError(
+            f"{folder} cannot be written any more: {reason or error}. The workers were stopped; "
+            f"every run keeps its last checkpoint. Now {remedy(DISK, folder)}, then: "
+            f"retrain resume {shlex.quote(folder)}"
+        )

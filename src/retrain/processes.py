@@ -1,0 +1,91 @@
+"""Which process wrote something, and whether it still lives.
+
+A process id alone says little: ids are given again, other machines and containers have the same
+ones. With the machine's boot, the id's namespace and the moment the process was born (in ticks
+since that boot, so no clock is asked) the answer is sure, or openly unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """boot, pid_namespace, born: empty or None where the system does not tell (Linux does)."""
+
+    host: str
+    pid: int
+    boot: str = ""
+    pid_namespace: str = ""
+    born: int | None = None
+
+    @classmethod
+    def own(cls) -> Self:
+        """This process."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _boot(), _pid_namespace(), _born(pid))
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self | None:
+        """From the fields of a JSON object; None when they name no process."""
+        pid, host, born = fields.get("pid"), fields.get("host"), fields.get("born")
+        if not isinstance(pid, int) or pid <= 0 or not isinstance(host, str):
+            return None
+        boot, namespace = str(fields.get("boot") or ""), str(fields.get("pid_namespace") or "")
+        return cls(host, pid, boot, namespace, born if isinstance(born, int) else None)
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of a JSON object, for `read`."""
+        return asdict(self)
+
+    def is_alive(self) -> bool | None:
+        """Whether the process lives; None when it cannot be seen from here."""
+        here = (socket.gethostname(), _boot(), _pid_namespace())
+        if (self.host, self.boot, self.pid_namespace) != here:
+            return None
+        with contextlib.suppress(PermissionError, OverflowError):
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return False
+        if self.born is None:
+            return True
+        return _born(self.pid) == self.born
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@cache
+def _boot() -> str:
+    return _text(Path("/proc/sys/kernel/random/boot_id"))
+
+
+@cache
+def _pid_namespace() -> str:
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
+def _born(pid: int) -> int | None:
+    """Ticks from boot to the process's start; None when it is gone, or only waits to be reaped."""
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if len(fields) < 20 or fields[0] in {"Z", "X"}:
+        return None
+    return int(fields[19])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,90 @@
+"""From where a run goes on: the newest checkpoint that can be trusted. Needs no torch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrain.files import (
+    JOURNALS,
+    METRICS_FILE,
+    count_lines,
+    evaluation_files,
+    keep_lines,
+    read_jsonl,
+)
+from retrain.training.checkpoint import (
+    DAMAGED,
+    Checkpoint,
+    DamagedCheckpointError,
+    checkpoint_folders,
+    remove_folder,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """checkpoint: None stands for the very beginning.
+    skipped: newer checkpoints that cannot be trusted, newest first, and why."""
+
+    run_dir: Path
+    checkpoint: Checkpoint | None
+    skipped: tuple[tuple[Path, str], ...]
+
+    @property
+    def step(self) -> int:
+        """Steps that need not be trained again."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def find_resume_point(run_dir: Path) -> ResumePoint:
+    """Look for the newest checkpoint whose files match their checksums and whose rows are all
+    still in the run's journals."""
+    skipped: list[tuple[Path, str]] = []
+    for folder in reversed(checkpoint_folders(run_dir)):
+        try:
+            checkpoint = Checkpoint.read(folder)
+            checkpoint.verify()
+            _verify_journals(run_dir, checkpoint)
+        except DamagedCheckpointError as error:
+            skipped.append((folder, str(error)))
+            continue
+        return ResumePoint(run_dir, checkpoint, tuple(skipped))
+    return ResumePoint(run_dir, None, tuple(skipped))
+
+
+def go_back(point: ResumePoint) -> None:
+    """Make the run's files what they were at the resume point.
+
+    Only the process that holds the run's lock may do this. Rows and evaluations that came later
+    are dropped: they will be computed again, and be the same. Damaged checkpoints are set aside
+    under another name, never deleted.
+    """
+    run_dir = point.run_dir
+    for left_over in (*run_dir.glob(".*.tmp"), *run_dir.glob("*/.*.tmp")):
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()
+    for folder, _ in point.skipped:
+        aside = folder.with_name(DAMAGED + folder.name)
+        remove_folder(aside)
+        folder.rename(aside)
+    rows = point.checkpoint.rows if point.checkpoint else {}
+    for name in JOURNALS:
+        keep_lines(run_dir / name, rows.get(name, 0))
+    for step, path in evaluation_files(run_dir).items():
+        if step > point.step or point.checkpoint is None:
+            path.unlink()
+
+
+def _verify_journals(run_dir: Path, checkpoint: Checkpoint) -> None:
+    for name, rows in checkpoint.rows.items():
+        if count_lines(run_dir / name, rows) < rows:
+            raise DamagedCheckpointError(f"{name} has fewer than the {rows} rows it should have")
+
+
+def trained_seconds(run_dir: Path) -> float:
+    """Seconds that the steps in the journal took."""
+    return sum(float(row.get("step_time_s") or 0.0) for row in read_jsonl(run_dir / METRICS_FILE))
