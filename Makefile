@@ -7,9 +7,12 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # One thread a process: several processes with several threads each fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+# For `make chaos`: how many processes are killed, and by which random order.
+KILLS  ?= 60
+SEED   ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench docs model clean
+.PHONY: help quickstart test lint format chaos bench docs model clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -28,6 +31,9 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy --strict
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix src tests benchmarks
 	@$(BIN)/ruff format src tests benchmarks
+
+chaos: $(VENV)/.installed  ## kill and resume campaigns 60 times; every file must come out the same
+	@$(BIN)/python tests/integration/chaos.py --kills $(KILLS) --seed $(SEED)
 
 bench: $(VENV)/.installed-bench  ## this trainer's step beside TRL's, in one run
 	@$(BIN)/python benchmarks/step_vs_trl.py

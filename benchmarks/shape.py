@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from retrain.config.schema import RunConfig
-from retrain.experiments.threads import thread_environment
+from retrain.experiments.workers import thread_environment
 
 LORA_RANK = 8
 LORA_ALPHA = 16.0

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from retrain import __version__, catalogue, cli, doctor
+from retrain import campaign as front_door
 from retrain.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +33,11 @@ transform_mode = "none"
 """
 
 
-def retrain(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def retrain(
+    *arguments: str, cwd: Path, module: str = "retrain", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "retrain", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -176,7 +179,7 @@ def test_what_a_verb_raises(
 def test_options_become_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def load(*arguments: Any) -> Any:
+    def load(*arguments: Any, begun: bool = False) -> Any:
         seen.extend(arguments)
         raise InputError("enough")
 
@@ -265,17 +268,25 @@ def sections() -> Mapping[str, str]:
     return {title.strip("`").removeprefix("retrain "): text for title, _, text in named}
 
 
-@pytest.mark.parametrize(
-    "verb", ["run", "explain", "status", "report", "plugins", "init", "doctor"]
+VERBS = (
+    *("run", "resume", "resume-check", "explain", "status", "report", "plugins", "init"),
+    *("doctor", "python -m retrain.campaign"),
 )
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_page_about_the_command_line_is_true(verb: str, tmp_path: Path) -> None:
-    offered = set(
-        re.findall(r"^  (--[\w-]+)", retrain(verb, "-h", cwd=tmp_path).stdout, re.MULTILINE)
-    )
+    words = [verb] if " " not in verb else []
+    module = "retrain" if words else verb.split()[-1]
+    shown = retrain(*words, "-h", cwd=tmp_path, module=module).stdout
+    offered = set(re.findall(r"^  (--[\w-]+)", shown, re.MULTILINE))
     described = set(re.findall(r"(--[a-z][a-z-]*)", sections()[verb]))
     if verb == "explain":
         # Named there only as the one option of run that explain does not take.
         described = (described | {*cli.SHORTHANDS, "--set", "--seeds"}) - {"--run-dir"}
+    if verb == "resume":
+        others = {"--seeds", "--run-dir", "--resume"}
+        described = (described | {*cli.SHORTHANDS, "--set"}) - others
     assert described == offered
 
 
@@ -292,9 +303,14 @@ def test_examples_on_the_page_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) > 10
     for line in lines:
         program, *arguments = shlex.split(line)
-        assert program == "retrain"
+        main = cli.main
+        if program == "python":
+            assert arguments[:2] == ["-m", "retrain.campaign"]
+            main, arguments = front_door.main, arguments[2:]
+        else:
+            assert program == "retrain"
         with pytest.raises(SystemExit) as leave:
-            cli.main([*arguments, "--help"])
+            main([*arguments, "--help"])
         assert leave.value.code == 0, line
 
 
@@ -309,6 +325,17 @@ class TestPython:
         result = package.train("x.toml", run_dir="out", overrides={"training.seed": 5})
         assert (result.status, result.run_dir) == ("done", Path("out"))
         assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 5
+
+    def test_going_on_is_asked_for_by_name(self, tmp_path: Path) -> None:
+        """A key that says to go on is not ignored by a function that starts something."""
+        import retrain as package
+
+        (tmp_path / "run.json").write_text("{}")
+        training = {"max_tokens": 9, "max_steps": 900}
+        tables: dict[str, Any] = {"resume": {"from": str(tmp_path)}, "training": training}
+        for start in (package.train, package.run_campaign):
+            with pytest.raises(ConfigError, match=r"resume.from: .*call retrain.resume\("):
+                start({**tables, **({"campaign": {}} if start is package.run_campaign else {})})
 
     def test_load_config(self, tmp_path: Path) -> None:
         import retrain as package

@@ -24,6 +24,7 @@ from retrain.files import (
     read_json,
     read_jsonl,
 )
+from retrain.processes import ProcessId
 
 
 def test_atomic_write_replaces_and_leaves_nothing_aside(tmp_path: Path) -> None:
@@ -155,18 +156,33 @@ def test_a_run_record_tells_the_life_of_a_run(tmp_path: Path) -> None:
     )
     assert RunRecord.exists(run_dir)
     assert (record.status, record.is_final) == ("pending", False)
-    assert record.data["started_at"] is record.data["pid"] is None
-    record.update(status="running", device="cpu")
+    assert record.data["started_at"] is None
+    assert ProcessId.read(record.data) is None
+    told = ("message", "cause", "attempts", "resumed_from", "changes")
+    assert [record.data[key] for key in told] == ["", None, 0, None, []]
+    record.update(status="running", device="cpu", attempts=1)
     running = RunRecord.read(run_dir).data
-    assert (running["pid"], running["device"]) == (os.getpid(), "cpu")
-    assert running["host"]
+    assert ProcessId.read(running) == ProcessId.own()
+    assert running["device"] == "cpu"
     assert running["started_at"]
     assert running["finished_at"] is None
+    record.update(status="failed", step=20, message="it was killed", cause="killed")
+    failed = RunRecord.read(run_dir)
+    assert failed.is_final
+    assert failed.data["finished_at"] >= failed.data["started_at"]
+    # Another attempt: what the first one left is told no more.
+    record.update(status="running", attempts=2, resumed_from=20)
+    again = RunRecord.read(run_dir)
+    assert not again.is_final
+    assert [again.data[key] for key in told] == ["", None, 2, 20, []]
+    assert again.data["finished_at"] is again.data["result"] is None
     record.update(status="done", step=40, result={"accuracy_after": 0.7})
     done = RunRecord.read(run_dir)
     assert done.is_final
     assert done.data["finished_at"] >= done.data["started_at"]
     assert done.data["result"] == {"accuracy_after": 0.7}
+    # The process stays: a reader may want to know who it was.
+    assert ProcessId.read(done.data) == ProcessId.own()
     assert set(done.data["versions"]) >= {"retrain", "python", "torch", "numpy"}
     with pytest.raises(ValueError, match="unknown run status 'finished'"):
         record.update(status="finished")

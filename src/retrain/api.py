@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrain.config.load import LoadedConfig, Override, Reading, read_config, read_mapping
-from retrain.errors import InputError
+from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.preflight import check_reading
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ def _load(
     return loaded
 
 
+def _new(loaded: LoadedConfig) -> LoadedConfig:
+    """A config that starts something; one that goes on is for `resume`, which says with what."""
+    if loaded.resume_from is not None:
+        message = f'goes on with what is there; call retrain.resume("{loaded.resume_from}", ...)'
+        raise ConfigError([ConfigIssue("resume.from", message, file=loaded.name)])
+    return loaded
+
+
 def train(
     config: Config,
     *,
@@ -76,7 +84,7 @@ def train(
     """
     from retrain.experiments.single import run_single
 
-    loaded = _load(config, overrides, None)
+    loaded = _new(_load(config, overrides, None))
     return run_single(loaded, run_dir=None if run_dir is None else Path(run_dir), console=console)
 
 
@@ -96,7 +104,7 @@ def run_campaign(
     """
     from retrain.experiments.campaign import run_campaign as run
 
-    return run(_load(config, overrides, seeds), console=console)
+    return run(_new(_load(config, overrides, seeds)), console=console)
 
 
 def resume(

@@ -138,8 +138,8 @@ def run(
     condition: Annotated[str | None, typer.Option("--condition", hidden=True)] = None,
 ) -> None:
     """Train what a config describes: a run, or a campaign (the verb may be left out)."""
-    loaded, warnings = _load(path, overrides, seeds)
-    resume_from = resume_from or _resumed(loaded)
+    loaded, warnings = _load(path, overrides, seeds, begun=resume_from is not None)
+    resume_from = resume_from or loaded.resume_from
     if resume_from is None and allow_change:
         raise InputError("--allow-change belongs to --resume")
     for option, value in (("--run-dir", run_dir), ("--name", name), ("--condition", condition)):
@@ -320,23 +320,21 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if examination["ok"] else 1)
 
 
-def _resumed(loaded: LoadedConfig) -> Path | None:
-    """`[resume].from`, from the current folder like `[logging].log_dir`."""
-    folder = getattr(loaded.config.resume, "from")
-    return Path(folder).expanduser() if folder else None
-
-
 def _load(
-    path: Path | None, overrides: Sequence[Override], seeds: str | None
+    path: Path | None, overrides: Sequence[Override], seeds: str | None, *, begun: bool = False
 ) -> tuple[LoadedConfig, list[str]]:
     from retrain.preflight import load_checked
 
+    return load_checked(path, overrides, parse_seeds(seeds), begun=begun)
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """`1,2,3` -> [1, 2, 3]."""
     try:
-        numbers = None if seeds is None else [int(part) for part in seeds.split(",")]
+        return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        message = f"--seeds {seeds}: write whole numbers with commas between, e.g. --seeds 42,101"
+        message = f"--seeds {text}: write whole numbers with commas between, e.g. --seeds 42,101"
         raise InputError(message) from None
-    return load_checked(path, overrides, numbers)
 
 
 def _print_json(value: Any) -> None:
@@ -370,10 +368,10 @@ def _say_error(error: RetrainError) -> None:
     typer.echo(f"{heading}{error}", err=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The program. Leaves with 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted."""
+def leave(program: Callable[..., Any], arguments: Sequence[str], name: str) -> NoReturn:
+    """Run a program and leave: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted."""
     try:
-        app(_with_verb(sys.argv[1:] if arguments is None else arguments), prog_name="retrain")
+        program(list(arguments), prog_name=name)
     except RetrainError as error:
         _say_error(error)
         sys.exit(error.exit_code)
@@ -391,3 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         typer.echo("this is a bug in retrain: please report it with the lines above", err=True)
         sys.exit(1)
     sys.exit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The program."""
+    given = sys.argv[1:] if arguments is None else arguments
+    leave(lambda rest, prog_name: app(_with_verb(rest), prog_name=prog_name), given, "retrain")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -164,6 +165,19 @@ def sync_file(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_left_overs(*folders: Path) -> None:
+    """Remove what writers that were killed have left aside in these folders.
+
+    Only for the process that holds the lock: a living writer's files look the same.
+    """
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def evaluation_files(run_dir: Path) -> dict[int, Path]:

@@ -17,6 +17,7 @@ from retrain.config.load import LoadedConfig, Override, Reading, read_config
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
 from retrain.errors import ConfigError, ConfigIssue, RetrainError
+from retrain.tracking.wandb_tracker import is_installed
 
 PROBED_PROBLEMS = 64
 """Problems whose prompts are measured."""
@@ -30,15 +31,20 @@ def load_checked(
     path: Path | str | None = None,
     overrides: Sequence[Override] = (),
     seeds: Sequence[int] | None = None,
+    *,
+    begun: bool = False,
 ) -> tuple[LoadedConfig, list[str]]:
-    """Read a config and try its parts: (config, warnings), or one ConfigError with all errors."""
-    return check_reading(read_config(path, overrides, seeds))
+    """Read a config and try its parts: (config, warnings), or one ConfigError with all errors.
+
+    begun: the run is to be resumed; what only its first step needs may be gone.
+    """
+    return check_reading(read_config(path, overrides, seeds), begun=begun)
 
 
-def check_reading(reading: Reading) -> tuple[LoadedConfig, list[str]]:
+def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfig, list[str]]:
     """The same for a config that is read already."""
     known = {issue.key for issue in reading.issues}
-    found = _Findings(reading.loaded, known)
+    found = _Findings(reading.loaded, known, begun)
     found.check()
     issues = [*reading.issues, *found.issues]
     if issues:
@@ -54,8 +60,9 @@ def preflight(loaded: LoadedConfig) -> list[str]:
 class _Findings:
     """Errors and warnings, each once, however many conditions share its cause."""
 
-    def __init__(self, loaded: LoadedConfig, known: Iterable[str]) -> None:
+    def __init__(self, loaded: LoadedConfig, known: Iterable[str], begun: bool) -> None:
         self.loaded = loaded
+        self.begun = begun or loaded.resume_from is not None
         self.issues: list[ConfigIssue] = []
         self.warnings: list[str] = []
         self._seen: set[tuple[object, ...]] = set()
@@ -65,6 +72,8 @@ class _Findings:
     def check(self) -> None:
         self._log_dir()
         self._search_paths()
+        self._resumed()
+        self._tracking()
         for condition in self.loaded.conditions:
             run = _with_folders(self.loaded.run_config(condition, self.loaded.seeds[0]))
             for check in _CHECKS:
@@ -139,6 +148,26 @@ class _Findings:
             if not folder.is_dir():
                 names = [entry.name for entry in base_dir.iterdir() if entry.is_dir()]
                 self.error(None, "plugins.search_paths", _no_such("folder", folder, path, names))
+
+    def _tracking(self) -> None:
+        project = self.loaded.config.logging.wandb_project
+        if project and not is_installed():
+            message = (
+                f"{show(project)} needs the package wandb, which is not installed; run: "
+                "pip install 'retrain[wandb]'"
+            )
+            self.error(None, "logging.wandb_project", message)
+
+    def _resumed(self) -> None:
+        from retrain.analysis.records import MANIFEST_FILE
+        from retrain.files import RUN_FILE
+
+        folder = self.loaded.resume_from
+        if folder is None or any((folder / name).is_file() for name in (MANIFEST_FILE, RUN_FILE)):
+            return
+        from retrain.experiments.outlook import nothing_in
+
+        self.error(None, "resume.from", nothing_in(folder))
 
 
 def _with_folders(run: RunConfig) -> RunConfig:
@@ -225,7 +254,7 @@ def _reward(found: _Findings, condition: Condition, run: RunConfig) -> None:
     problem = Problem(id="made up", prompt="What is 2 - 1?", answer="1")
     paths = run.plugins.search_paths
     if run.reward.type == "custom" and not run.plugins.strict:
-        trial = _Findings(found.loaded, ())
+        trial = _Findings(found.loaded, (), found.begun)
         if not trial.attempt(
             condition,
             "reward.custom_function",
@@ -273,7 +302,7 @@ def _task_and_model(found: _Findings, condition: Condition, run: RunConfig) -> N
     model = inspect_model(run.model.model, found.loaded.base_dir)
     for problem in model.problems:
         found.error(condition, "model.model", problem)
-    for key, message in adapter_problems(run.model):
+    for key, message in () if found.begun else adapter_problems(run.model):
         found.error(condition, key, message)
     if model.context is None:
         return

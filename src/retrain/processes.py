@@ -31,7 +31,10 @@ class ProcessId:
     def own(cls) -> Self:
         """This process."""
         pid = os.getpid()
-        return cls(socket.gethostname(), pid, _boot(), _pid_namespace(), _born(pid))
+        stat = _stat(pid)
+        return cls(
+            socket.gethostname(), pid, _boot(), _pid_namespace(), stat.born if stat else None
+        )
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self | None:
@@ -51,14 +54,15 @@ class ProcessId:
         here = (socket.gethostname(), _boot(), _pid_namespace())
         if (self.host, self.boot, self.pid_namespace) != here:
             return None
-        with contextlib.suppress(PermissionError, OverflowError):
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return False
+        if not _exists(self.pid):
+            return False
         if self.born is None:
             return True
-        return _born(self.pid) == self.born
+        stat = _stat(self.pid)
+        if stat is None:
+            # It went just now; or /proc hides the processes of others, or no file can be opened.
+            return None if _exists(self.pid) else False
+        return stat.born == self.born and not stat.ended
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -76,12 +80,42 @@ def _pid_namespace() -> str:
     return ""
 
 
-def _born(pid: int) -> int | None:
-    """Ticks from boot to the process's start; None when it is gone, or only waits to be reaped."""
-    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    if len(fields) < 20 or fields[0] in {"Z", "X"}:
+@cache
+def _proc_is_ours() -> bool:
+    """Whether /proc shows our own pid namespace; in some sandboxes it is still the host's."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self").readlink().name == str(os.getpid())
+    return False
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """born: ticks from boot to the process's start. ended: it only waits to be reaped."""
+
+    born: int
+    ended: bool
+
+
+def _stat(pid: int) -> _Stat | None:
+    """What /proc says of a process; None when it says nothing."""
+    if not _proc_is_ours():
         return None
-    return int(fields[19])
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if len(fields) < 20:
+        return None
+    # A killed process is a zombie at once, while a thread of it may still be inside a write.
+    threads = int(fields[17])
+    return _Stat(int(fields[19]), fields[0] in {"Z", "X"} and threads <= 1)
 
 
 def _text(path: Path) -> str:

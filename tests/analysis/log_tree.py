@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+
+from retrain.processes import ProcessId
 
 BEGAN = 1_760_000_000.0
 PROBLEMS = 16
@@ -75,6 +75,22 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2))
 
 
+def process_fields(
+    pid: int | None = None, host: str | None = None, born: int | None = None
+) -> dict[str, Any]:
+    """How a file names a process: this very one, another of this machine, or one elsewhere."""
+    own = ProcessId.own()
+    if host is not None:
+        return replace(own, host=host, pid=pid or own.pid, boot="another boot").fields()
+    return own.fields() if pid is None else replace(own, pid=pid, born=born).fields()
+
+
+def write_lock(folder: Path, **holder: Any) -> None:
+    """A campaign's or a run's lock, held by this very process unless `holder` says otherwise."""
+    lock = {"token": "0123", "since": iso(BEGAN), **process_fields(**holder)}
+    (folder / ".lock").write_text(json.dumps(lock) + "\n")
+
+
 def write_run(
     folder: Path,
     *,
@@ -82,6 +98,7 @@ def write_run(
     seed: int = 42,
     status: str = "done",
     message: str = "",
+    cause: str | None = None,
     steps: int = 20,
     max_steps: int = 20,
     before: float | None = 0.33,
@@ -94,13 +111,12 @@ def write_run(
     updated_at: float = BEGAN,
     pid: int | None = None,
     host: str | None = None,
+    born: int | None = None,
     batch_size: int = 8,
 ) -> Path:
-    """A run folder; `pid` None stands for this very process."""
+    """A run folder; `pid`, `host` and `born` as in `process_fields`."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(f"{condition} {seed}")
-    # A run cannot be older than the process that trains it.
-    began = time.time() if status == "running" and pid is None else updated_at
     evaluated = {0, max_steps, *(range(every, max_steps, every) if every else ())}
     accuracies = {
         step: before + (after - before) * (step / max_steps) ** 0.5
@@ -126,9 +142,12 @@ def write_run(
             "seed": seed,
             "status": status,
             "message": message,
-            "pid": None if status == "pending" else (os.getpid() if pid is None else pid),
-            "host": None if status == "pending" else (host or socket.gethostname()),
-            "started_at": None if status == "pending" else iso(began),
+            "cause": cause,
+            "attempts": int(status != "pending"),
+            "resumed_from": None,
+            "changes": [],
+            **({} if status == "pending" else process_fields(pid, host, born)),
+            "started_at": None if status == "pending" else iso(updated_at),
             "updated_at": iso(updated_at),
             "finished_at": iso(updated_at) if status == "done" else None,
             "step": steps if status == "done" else 0,
@@ -136,7 +155,6 @@ def write_run(
             "versions": {"retrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
             "device": "cpu",
             "threads": 1,
-            "config_fingerprint": "0123",
             "result": result,
         },
     )
@@ -220,6 +238,7 @@ def write_campaign(
         made = changes.pop("folder", True)
         planned_status = changes.pop("manifest_status", None)
         planned_message = changes.pop("manifest_message", "")
+        planned_cause = changes.pop("manifest_cause", None)
         if made:
             write_run(
                 folder / "runs" / run.name,
@@ -237,6 +256,7 @@ def write_campaign(
                 "command": ["retrain", "run", f"runs/{run.name}/config.toml"],
                 "status": planned_status or changes.get("status", "done" if made else "pending"),
                 "message": planned_message or changes.get("message", ""),
+                "cause": planned_cause or changes.get("cause"),
                 "result": None,
             }
         )
@@ -263,6 +283,11 @@ def write_campaign(
             "parallel": max_workers > 1,
             "max_workers": max_workers,
             "stagger_seconds": 0.0,
+            "devices": "",
+            "max_retries": 1,
+            "worker_timeout": 1800.0,
+            "workers": max_workers,
+            "overrides": {},
             "runs": entries,
         },
     )

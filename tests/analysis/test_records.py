@@ -5,9 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from log_tree import BEGAN, Planned, standard_campaign, write_campaign, write_json, write_run
+from log_tree import (
+    BEGAN,
+    Planned,
+    standard_campaign,
+    write_campaign,
+    write_json,
+    write_lock,
+    write_run,
+)
 
-from retrain.analysis.records import find_records, read_campaign, read_run
+from retrain.analysis.records import QUIET_S, find_records, read_campaign, read_run
+from retrain.processes import ProcessId
 
 NOW = BEGAN + 10.0
 
@@ -46,19 +55,28 @@ def test_running_run_shows_its_newest_evaluation(tmp_path):
 def test_run_whose_process_is_gone_is_lost(tmp_path, dead_pid):
     run = read_run(write_run(tmp_path / "r", status="running", steps=5, pid=dead_pid), now=NOW)
     assert run.state == "lost"
-    assert str(dead_pid) in run.message
+    assert f"its process ({dead_pid}) is gone" in run.message
+    assert "`retrain resume` goes on" in run.message
     assert run.steps_left is None
 
 
 def test_process_number_given_to_a_younger_process_is_not_the_run(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        # The run began long before this child was born.
-        folder = write_run(tmp_path / "r", status="running", steps=5, pid=child.pid)
-        if os.path.exists("/proc/self/stat"):  # noqa: PTH110
-            assert read_run(folder, now=NOW).state == "lost"
+        # This very process is older than its child, whose number the run had before.
+        born = ProcessId.own().born
+        if born is not None:
+            before = write_run(tmp_path / "r", status="running", pid=child.pid, born=born - 1)
+            assert read_run(before, now=NOW).state == "lost"
+        unknown = write_run(tmp_path / "u", status="running", steps=5, pid=child.pid, born=None)
+        assert read_run(unknown, now=NOW).state == "running"
     finally:
         child.communicate(b"\n")
+
+
+def test_process_of_another_machine_is_not_looked_up_here(tmp_path, dead_pid):
+    folder = write_run(tmp_path / "r", status="running", steps=5, pid=dead_pid, host="elsewhere")
+    assert read_run(folder, now=NOW).state == "running"
 
 
 def test_silent_run_is_stalled_after_twenty_steps(tmp_path):
@@ -90,12 +108,14 @@ def test_manifest_tells_how_a_run_ended_that_could_not_itself(tmp_path, dead_pid
                     "pid": dead_pid,
                     "manifest_status": "failed",
                     "manifest_message": "the worker was killed",
+                    "manifest_cause": "killed",
                 },
             )
         ],
     )
     run = read_campaign(folder, now=NOW).runs[0]
     assert (run.state, run.message) == ("failed", "the worker was killed")
+    assert run.cause == "killed"
 
 
 def test_run_with_damaged_files_is_still_shown(tmp_path):
@@ -119,7 +139,9 @@ def test_campaign(tmp_path):
     assert [run.seed for run in campaign.of("maxrl+gtpo")] == [42, 101]
 
 
-def test_runs_that_have_not_begun_come_from_the_plan(tmp_path):
+@pytest.fixture
+def begun(tmp_path):
+    """A campaign that is said to run, with one run done and one that waits."""
     folder = write_campaign(
         tmp_path / "c",
         [Planned("a", 1, {}), Planned("a", 2, {"folder": False})],
@@ -127,11 +149,31 @@ def test_runs_that_have_not_begun_come_from_the_plan(tmp_path):
         timestamp=BEGAN,
     )
     os.utime(folder / "manifest.json", (BEGAN, BEGAN))
-    campaign = read_campaign(folder, now=NOW)
+    return folder
+
+
+def test_runs_that_have_not_begun_come_from_the_plan(begun):
+    write_lock(begun)
+    campaign = read_campaign(begun, now=NOW)
     pending = campaign.runs[1]
     assert (pending.state, pending.step, pending.max_steps) == ("pending", 0, 20)
     assert not campaign.finished
-    assert read_campaign(folder, now=BEGAN + 3600.0).finished
+    assert campaign.state == "running"
+    later = read_campaign(begun, now=BEGAN + QUIET_S + 1.0)
+    assert later.finished
+    assert later.state == "lost"
+
+
+def test_pending_runs_that_nobody_will_start_end_their_campaign_at_once(begun, dead_pid):
+    unlocked = read_campaign(begun, now=NOW)
+    assert (unlocked.finished, unlocked.state) == (True, "lost")
+    write_lock(begun, pid=dead_pid)
+    dead = read_campaign(begun, now=NOW)
+    assert (dead.finished, dead.state) == (True, "lost")
+    # A holder elsewhere cannot be looked up: only silence tells.
+    write_lock(begun, host="elsewhere", pid=dead_pid)
+    elsewhere = read_campaign(begun, now=NOW)
+    assert (elsewhere.finished, elsewhere.state) == (False, "running")
 
 
 def test_finding_folders_of_every_kind(tmp_path):

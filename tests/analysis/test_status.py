@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from log_tree import BEGAN, STANDARD, Planned, standard_campaign, write_campaign, write_run
+from log_tree import (
+    BEGAN,
+    STANDARD,
+    Planned,
+    standard_campaign,
+    write_campaign,
+    write_lock,
+    write_run,
+)
 from rich.console import Console
 
 from retrain.analysis import status
@@ -39,7 +47,13 @@ def every_state(tmp_path):
         {**live, "status": "running", "steps": 7},
         {**live, "status": "running", "steps": 8, "pid": process.pid},
         {"status": "running", "steps": 9, "host": "node7", "row_at": now - 4000},
-        {**live, "status": "failed", "steps": 3, "message": "CUDA out of memory\nmore"},
+        {
+            **live,
+            "status": "failed",
+            "steps": 3,
+            "message": "CUDA out of memory\nmore",
+            "cause": "out of memory",
+        },
         {
             **live,
             "status": "diverged",
@@ -50,7 +64,10 @@ def every_state(tmp_path):
         {"folder": False},
     ]
     runs = [Planned("maxrl+gtpo_sepa", seed, change) for seed, change in enumerate(changes)]
-    return write_campaign(tmp_path / "logs" / "campaign_1", runs, status="running", timestamp=now)
+    folder = tmp_path / "logs" / "campaign_1"
+    write_campaign(folder, runs, status="running", timestamp=now)
+    write_lock(folder)
+    return folder
 
 
 def test_every_state_is_shown_in_words(every_state):
@@ -59,8 +76,10 @@ def test_every_state_is_shown_in_words(every_state):
     assert "campaign_1  running  1 condition x 8 seeds, 20 steps each" in text
     states = ("done", "running", "lost", "stalled", "failed", "diverged", "stopped", "pending")
     assert all(state in text for state in states)
-    assert "CUDA out of memory" in text
-    assert "diverged at step 4: gradient norm is nan" in text
+    assert "maxrl+gtpo_sepa_s4 failed (out of memory) at step 3: CUDA out of memory" in text
+    assert "maxrl+gtpo_sepa_s5 diverged at step 4: gradient norm is nan" in text
+    # It still runs: there is nothing to resume yet.
+    assert "retrain resume" not in text.replace("`retrain resume` goes on", "")
     assert "1 of 8 runs done" in text
     log = every_state / "runs" / "maxrl+gtpo_sepa_s4" / "run.log"
     assert str(log) in "".join(line.strip() for line in text.splitlines())
@@ -77,6 +96,7 @@ def test_json_document(every_state):
         "name",
         "folder",
         "status",
+        "state",
         "finished",
         "started_at",
         "updated_at",
@@ -103,6 +123,9 @@ def test_json_document(every_state):
         "pending",
     ]
     assert campaign["counts"] == dict.fromkeys(sorted(states), 1)
+    assert (campaign["status"], campaign["state"]) == ("running", "running")
+    causes = {run["state"]: run["cause"] for run in campaign["runs"]}
+    assert causes == {**dict.fromkeys(states), "failed": "out of memory"}
     (run,) = found["runs"]
     assert run == {
         "name": "grpo+none_s5",
@@ -111,6 +134,7 @@ def test_json_document(every_state):
         "seed": 5,
         "state": "done",
         "message": "",
+        "cause": None,
         "step": 20,
         "max_steps": 20,
         "accuracy_before": 0.33,
@@ -122,6 +146,31 @@ def test_json_document(every_state):
         "started_at": "2025-10-09T08:53:20+00:00",
         "updated_at": "2025-10-09T08:53:20+00:00",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "state"),
+    [
+        ([{}, {}], "done", "done"),
+        ([{}, {"status": "failed", "cause": "killed"}], "failed", "failed"),
+        ([{}, {"status": "diverged"}], "failed", "failed"),
+        ([{}, {"status": "stopped"}], "stopped", "stopped"),
+        ([{"status": "pending"}, {"status": "pending"}], "pending", "pending"),
+        # What the last process wrote was not the last that happened.
+        ([{}, {"status": "pending"}], "running", "lost"),
+        ([{}, {}], "running", "done"),
+    ],
+)
+def test_a_campaign_that_can_be_resumed_says_how(tmp_path, changes, status, state):
+    runs = [Planned("a", seed, change) for seed, change in enumerate(changes)]
+    folder = write_campaign(tmp_path / "my campaign", runs, status=status)
+    (campaign,) = document(folder)["campaigns"]
+    assert (campaign["status"], campaign["state"]) == (status, state)
+    text = show(folder, width=200)[1]
+    assert f"my campaign  {state}" in text
+    told = f"retrain resume '{folder}'" in text
+    again = any(change.get("cause") == "killed" for change in changes)
+    assert told == (again or state in {"pending", "stopped", "lost"})
 
 
 def test_documented_fields_are_the_ones_written(every_state):

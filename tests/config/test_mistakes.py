@@ -11,6 +11,8 @@ from retrain.errors import ConfigError
 from retrain.preflight import load_checked
 
 SHORT = "[training]\nmax_tokens = 64\n"
+NO_TENSORS = "\2\0\0\0\0\0\0\0{}"
+"""A whole safetensors file."""
 CATALOGUE = Path(__file__).with_name("mistakes.txt")
 
 
@@ -54,9 +56,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "file.txt": "",
         "plugins/__init__.py": "",
         "adapter/adapter_config.json": "{}",
+        "rank8/adapter_config.json": '{"r": 8, "lora_alpha": 16}',
+        "rank8/adapter_model.safetensors": NO_TENSORS,
+        "dora/adapter_config.json": '{"r": 32, "lora_alpha": 64, "use_dora": true}',
+        "dora/adapter_model.safetensors": NO_TENSORS,
+        "listed/adapter_config.json": "[]",
+        "begun/run.json": "{}",
+        "ended/run.json": "{}",
+        "ended/final/adapter_config.json": "{}",
     }
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path

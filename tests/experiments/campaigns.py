@@ -57,6 +57,21 @@ def load(logs: Path, conditions: Mapping[str, Mapping[str, Any]], **options: Any
     return config_from_mapping(tables(logs, conditions, **options))
 
 
+def set_trouble(logs: Path, conditions: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the fake worker does in each condition from now on; none is named, none misbehaves."""
+    (logs / TROUBLE_FILE).write_text(json.dumps(conditions))
+
+
+def snapshot(*folders: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below, with its bytes and when it was written, so that a rewrite shows too."""
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def fake_executor(workers: int = 1, **options: Any) -> Callable[[Path], LocalExecutor]:
     def make(folder: Path) -> LocalExecutor:
         log = folder / "workers.log"

@@ -1,11 +1,16 @@
 """A worker whose training costs nothing, and which misbehaves where it is told to.
 
 `trouble.json` in the log folder says so for each condition: `trouble` is one of the names below,
-`trouble_seed` the seed it befalls (all by default), `pause` the seconds a step takes.
+`trouble_seed` the seed it befalls (all by default), `trouble_attempts` how many of its first
+attempts it befalls (all by default), `pause` the seconds a step takes.
+
+Like `train_run` it keeps the `run.json` that it finds, and returns a finished run as it is. It goes
+on after the rows that are there, as if each step left a checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,16 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from campaigns import TROUBLE_FILE
 
-from retrain.config.schema import RunConfig
+from retrain.causes import cause_of
+from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.worker import main
-from retrain.files import RunRecord, append_jsonl
+from retrain.files import RunRecord, append_jsonl, read_jsonl
 
 TROUBLE_STEP = 2
 
@@ -43,6 +49,10 @@ class FakeResult:
     mean_reward: float | None = 0.5
     wall_s: float = 1.0
 
+    def measured(self) -> dict[str, Any]:
+        own = ("name", "condition", "seed", "status", "message")
+        return {key: value for key, value in asdict(self).items() if key not in own}
+
 
 def fake_train(
     config: RunConfig,
@@ -50,37 +60,65 @@ def fake_train(
     *,
     name: str,
     condition: str,
+    place: BackendConfig,
     on_row: Callable[[Mapping[str, Any]], None],
+    stop: Callable[[], bool],
 ) -> FakeResult:
     file = Path(config.logging.log_dir) / TROUBLE_FILE
-    params = json.loads(file.read_text())[condition] if file.exists() else {}
+    params = json.loads(file.read_text()).get(condition, {}) if file.exists() else {}
     seed, steps = config.training.seed, config.training.max_steps
+    if RunRecord.exists(run_dir):
+        record = RunRecord.read(run_dir)
+    else:
+        record = RunRecord.create(
+            run_dir, name=name, condition=condition, seed=seed, max_steps=steps
+        )
+    done = len(read_jsonl(run_dir / "metrics.jsonl"))
+    if record.status == "diverged" or (record.status == "done" and done >= steps):
+        message = record.data["message"]
+        return FakeResult(name, condition, seed, record.status, message, **record.data["result"])
+    attempts = record.data["attempts"] + 1
     trouble = params.get("trouble", "")
-    if params.get("trouble_seed", seed) != seed:
+    if params.get("trouble_seed", seed) != seed or attempts > params.get("trouble_attempts", 99):
         trouble = ""
-    record = RunRecord.create(run_dir, name=name, condition=condition, seed=seed, max_steps=steps)
-    record.update(status="running", threads=int(os.environ["OMP_NUM_THREADS"]))
+    record.update(
+        status="running",
+        step=done,
+        attempts=attempts,
+        resumed_from=done or None,
+        device=place.device,
+        threads=int(os.environ["OMP_NUM_THREADS"]),
+    )
     print("a stray line on stdout")
     os.write(1, b'{"event": "row"} straight to the descriptor\n')
     try:
-        for step in range(steps):
+        for step in range(done, steps):
             if step == TROUBLE_STEP:
                 make(trouble, run_dir)
             time.sleep(params.get("pause", 0.0))
             row = {"step": step, "condition": condition, "seed": seed}
             row["mean_reward"] = (seed * 31 + step * 7) % 100 / 100
             append_jsonl(run_dir / "metrics.jsonl", row)
+            done = step + 1
             on_row(row)
+            if done < steps and stop():
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
-        record.update(status="stopped")
+        record.update(status="stopped", step=done)
         raise
-    except Exception as error:
-        record.update(status="failed", message=str(error))
+    except BaseException as error:
+        record.update(
+            status="failed",
+            step=done,
+            message=f"{type(error).__name__}: {error}",
+            cause=cause_of(error, run_dir),
+        )
         raise
     status = "diverged" if trouble == "diverge" else "done"
     message = "diverged at step 2: loss" if trouble == "diverge" else ""
-    record.update(status=status, message=message, step=steps)
-    return FakeResult(name, condition, seed, status, message, steps)
+    result = FakeResult(name, condition, seed, status, message, steps)
+    record.update(status=status, message=message, step=steps, result=result.measured())
+    return result
 
 
 def make(trouble: str, run_dir: Path) -> None:
@@ -90,6 +128,8 @@ def make(trouble: str, run_dir: Path) -> None:
         raise RetrainError("the data ran out; add more")
     if trouble == "leave":
         sys.exit(3)
+    if trouble == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
     if trouble == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if trouble == "crash":

@@ -9,26 +9,32 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from campaigns import fake_executor, load, plain_console, tables, vanishes
 
 import retrain
 from retrain import __version__
+from retrain.analysis.records import read_campaign
 from retrain.config.load import load_config
 from retrain.config.overrides import Override
 from retrain.errors import InputError
-from retrain.experiments.campaign import CampaignResult, run_campaign
+from retrain.experiments.campaign import run_campaign
+from retrain.experiments.conclusion import CampaignResult
+from retrain.experiments.executors.executor import Event, Failed, Finished, Job, Started
 from retrain.experiments.manifest import Manifest
 from retrain.files import RunRecord, atomic_write_toml, read_json, read_jsonl
+from retrain.processes import ProcessId
 
 HERE = Path(__file__).parent
 
 
 def run(
-    logs: Path, conditions: dict[str, dict[str, object]], *, workers: int = 1, **options: object
+    logs: Path, conditions: Mapping[str, Mapping[str, Any]], *, workers: int = 1, **options: Any
 ) -> tuple[CampaignResult, str]:
     console, output = plain_console()
     loaded = load(logs, conditions, **options)
@@ -49,6 +55,7 @@ def test_a_campaign_leaves_everything_in_its_folder(tmp_path: Path) -> None:
         "runs",
     }
     assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".lock*"))
     assert not (folder / "workers.log").exists()
     assert os.access(folder / "run_all.sh", os.X_OK)
 
@@ -67,8 +74,12 @@ def test_a_campaign_leaves_everything_in_its_folder(tmp_path: Path) -> None:
         "seeds": [5, 3],
         "max_steps": 4,
         "parallel": False,
-        "max_workers": 1,
+        "max_workers": 0,
         "stagger_seconds": 0.0,
+        "devices": "",
+        "max_retries": 1,
+        "worker_timeout": 1800.0,
+        "workers": 1,
         "overrides": {},
     }
     assert [entry["name"] for entry in runs] == ["a_s5", "b_s5", "a_s3", "b_s3"]
@@ -83,10 +94,8 @@ def test_a_campaign_leaves_everything_in_its_folder(tmp_path: Path) -> None:
         ],
         "status": "done",
         "message": "",
+        "cause": None,
         "result": {
-            "name": "b_s3",
-            "condition": "b",
-            "seed": 3,
             "steps": 4,
             "accuracy_before": 0.25,
             "accuracy_after": 0.75,
@@ -114,9 +123,14 @@ def test_the_file_and_its_overrides_are_kept(tmp_path: Path) -> None:
     assert [outcome.name for outcome in result.runs] == ["a_s7"]
 
 
-def test_a_failed_run_is_named_with_cause_and_log(tmp_path: Path) -> None:
-    conditions = {"a": {"trouble": "raise", "trouble_seed": 1}, "b": {"trouble": "kill"}, "c": {}}
-    result, output = run(tmp_path, conditions, workers=2)
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_failed_run_is_named_with_cause_and_log(tmp_path: Path, retries: int) -> None:
+    conditions: dict[str, dict[str, Any]] = {
+        "a": {"trouble": "raise", "trouble_seed": 1},
+        "b": {"trouble": "kill"},
+        "c": {},
+    }
+    result, output = run(tmp_path, conditions, workers=2, max_retries=retries)
     assert (result.exit_code, result.status) == (1, "failed")
     statuses = {outcome.name: outcome.status for outcome in result.runs}
     assert statuses == {
@@ -127,16 +141,104 @@ def test_a_failed_run_is_named_with_cause_and_log(tmp_path: Path) -> None:
         "b_s2": "failed",
         "c_s2": "done",
     }
+    entries = {entry["name"]: entry for entry in Manifest.read(result.campaign_dir).data["runs"]}
+    causes = {"a_s1": "error", "b_s1": "killed", "b_s2": "killed"}
     for outcome in result.runs:
         record = RunRecord.read(outcome.run_dir)
         assert record.status == outcome.status
+        assert record.data["cause"] == entries[outcome.name]["cause"] == causes.get(outcome.name)
+        # An error of its own would only come again.
+        tried = 1 + retries if outcome.name in {"b_s1", "b_s2"} else 1
+        assert record.data["attempts"] == tried
+        again = output.count(
+            f"{outcome.name} will be tried again: its worker was killed by SIGKILL"
+        )
+        assert again == tried - 1
     killed = next(outcome for outcome in result.runs if outcome.name == "b_s1")
     assert "killed by SIGKILL" in killed.message
     assert "killed by SIGKILL" in RunRecord.read(killed.run_dir).data["message"]
     assert "3 of 6 runs gave no result:" in output
     assert "  a_s1 failed: ValueError: the plugin broke [here]" in output
     assert f"    log: {result.campaign_dir}/runs/a_s1/run.log" in output
+    # The killed ones may simply go on; that comes before the one that has to be looked at.
+    assert f"next:     retrain resume {result.campaign_dir}" in output
+
+
+def test_when_only_its_own_errors_failed_the_log_is_next(tmp_path: Path) -> None:
+    result, output = run(tmp_path, {"a": {"trouble": "raise"}, "b": {}}, seeds=(1,))
+    assert (result.exit_code, result.status) == (1, "failed")
     assert f"next:     less {result.campaign_dir}/runs/a_s1/run.log" in output
+
+
+def test_a_killed_run_is_tried_again_at_once(tmp_path: Path) -> None:
+    undisturbed, _ = run(tmp_path / "calm", {"a": {}, "b": {}}, seeds=(1,))
+    conditions = {"a": {"trouble": "kill", "trouble_attempts": 1}, "b": {}}
+    result, output = run(tmp_path / "logs", conditions, seeds=(1,))
+    assert (result.exit_code, result.status, result.failed) == (0, "done", ())
+    assert "a_s1 will be tried again: its worker was killed by SIGKILL" in output
+    record = RunRecord.read(result.campaign_dir / "runs" / "a_s1").data
+    assert (record["status"], record["attempts"], record["resumed_from"]) == ("done", 2, 2)
+    assert (record["message"], record["cause"]) == ("", None)
+    for before, now in zip(undisturbed.runs, result.runs, strict=True):
+        metrics = [(outcome.run_dir / "metrics.jsonl").read_bytes() for outcome in (before, now)]
+        assert metrics[0] == metrics[1]
+        assert before.result == now.result
+
+
+class Scripted:
+    """An executor that says what it is told to; after each batch of events `look` is called."""
+
+    slots = 1
+
+    def __init__(self, script: list[list[Event]], look: Callable[[], None]) -> None:
+        self.script = script
+        self.submitted: list[str] = []
+        self._look = look
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self.submitted += [job.name for job in jobs]
+
+    def poll(self, timeout: float) -> list[Event]:
+        self._look()
+        return self.script.pop(0)
+
+    def stop(self) -> list[Event]:
+        return []
+
+    def kill(self) -> None: ...
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_run_that_waits_to_be_tried_again_is_pending(tmp_path: Path) -> None:
+    """And not lost or failed, as its run.json had it: somebody is there who will train it."""
+    seen: list[tuple[str, str, str]] = []
+    killed = Failed("a_s1", "killed", "its worker was killed")
+    done = Finished("a_s1", "done", "", {})
+    executor = Scripted([[Started("a_s1", 1), killed], [Started("a_s1", 2)], [done]], lambda: None)
+
+    def make(folder: Path) -> Scripted:
+        record = RunRecord.read(folder / "runs" / "a_s1")
+        gone = {**ProcessId.own().fields(), "pid": 2**22 - 1, "born": 1}
+        record.update(status="running", **gone)
+
+        def look() -> None:
+            campaign = read_campaign(folder)
+            assert campaign is not None
+            (view,) = campaign.runs
+            seen.append((campaign.state, view.state, view.message))
+
+        executor._look = look
+        return executor
+
+    console, _ = plain_console()
+    result = run_campaign(load(tmp_path, {"a": {}}, seeds=(1,)), console=console, executor=make)
+    assert executor.submitted == ["a_s1", "a_s1"]
+    assert seen[1] == ("running", "pending", "its worker was killed")
+    assert result.status == "done"
 
 
 def test_a_diverged_run_is_an_outcome_that_counts_as_failure(tmp_path: Path) -> None:
@@ -153,7 +255,9 @@ def test_no_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {outcome.status for outcome in result.runs} == {"failed"}
     assert "no worker starts: ImportError: libtorch_cpu.so" in output
     assert "ImportError" in (result.campaign_dir / "workers.log").read_text()
-    assert RunRecord.read(result.runs[0].run_dir).status == "failed"
+    record = RunRecord.read(result.runs[0].run_dir)
+    assert (record.status, record.data["cause"]) == ("failed", "no worker")
+    assert f"next:     retrain resume {result.campaign_dir}" in output
 
 
 def test_parallel_and_sequential_measure_the_same(tmp_path: Path) -> None:
@@ -225,7 +329,7 @@ class Parent:
     """A campaign in a process of its own, which trains until it is told to stop."""
 
     def __init__(
-        self, logs: Path, conditions: dict[str, dict[str, object]], grace_s: float = 30.0
+        self, logs: Path, conditions: Mapping[str, Mapping[str, Any]], grace_s: float = 30.0
     ) -> None:
         logs.mkdir(exist_ok=True)
         self.logs = logs
@@ -252,8 +356,8 @@ class Parent:
     @property
     def workers(self) -> list[int]:
         """Process ids of the workers that have begun a run."""
-        pids = [read_json(path)["pid"] for path in self.logs.rglob("run.json")]
-        return [pid for pid in pids if pid is not None]
+        records = [read_json(path) for path in self.logs.rglob("run.json")]
+        return [record["pid"] for record in records if record["status"] != "pending"]
 
     @property
     def folder(self) -> Path:
@@ -287,8 +391,11 @@ def test_a_stopped_campaign_ends_in_order(tmp_path: Path, number: signal.Signals
     manifest = Manifest.read(parent.folder)
     assert manifest.data["status"] == "stopped"
     assert {run["name"]: run["status"] for run in manifest.data["runs"]} == STOPPED
-    assert "interrupted: 4 runs of 4 not finished" in output
-    assert f"next:     retrain status {parent.folder}" in output
+    assert output.count("stopping the workers after the step they are in") == 1
+    assert "stopped: 4 runs of 4 not finished" in output
+    assert f"next:     retrain resume {parent.folder}" in output
+    assert "report:" not in output
+    assert not list(parent.folder.rglob(".lock*"))
     for path in parent.logs.rglob("metrics.jsonl"):
         rows = read_jsonl(path)
         assert [row["step"] for row in rows] == list(range(len(rows)))
@@ -318,6 +425,11 @@ def test_workers_do_not_outlive_a_killed_campaign(tmp_path: Path) -> None:
     parent.end()
     assert all(map(vanishes, workers))
     assert parent.statuses() == STOPPED
+    # Nobody was left to write it down.
+    assert Manifest.read(parent.folder).data["status"] == "running"
+    campaign = read_campaign(parent.folder)
+    assert campaign is not None
+    assert (campaign.finished, campaign.state) == (True, "lost")
 
 
 def test_a_campaign_imports_no_torch(tmp_path: Path) -> None:

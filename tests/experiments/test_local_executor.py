@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from campaigns import fake_executor, is_alive, load, vanishes
 
+from retrain.causes import DISK, ERROR, HUNG, INFRASTRUCTURE, KILLED, WORKER
 from retrain.config.dump import run_config_toml
 from retrain.experiments.executors.executor import (
     ENDINGS,
@@ -31,10 +35,12 @@ from retrain.files import RunRecord, read_jsonl
 TIMEOUT_S = 60.0
 
 
-def make_jobs(folder: Path, *troubles: str, max_steps: int = 4, pause: float = 0.0) -> list[Job]:
+def make_jobs(
+    folder: Path, *troubles: str, max_steps: int = 4, pause: float = 0.0, **fields: int
+) -> list[Job]:
     """A job a trouble, named `<number>_<trouble>_s1`."""
     conditions = {
-        f"{number}_{trouble or 'fine'}": {"trouble": trouble, "pause": pause}
+        f"{number}_{trouble or 'fine'}": {"trouble": trouble, "pause": pause, **fields}
         for number, trouble in enumerate(troubles)
     }
     jobs = []
@@ -63,7 +69,7 @@ def collect(
 
 
 @contextmanager
-def crew(folder: Path, workers: int = 1, **options: float) -> Iterator[LocalExecutor]:
+def crew(folder: Path, workers: int = 1, **options: Any) -> Iterator[LocalExecutor]:
     with fake_executor(workers, **options)(folder) as executor:
         yield executor
 
@@ -97,7 +103,9 @@ def test_one_worker_trains_runs_one_after_another(tmp_path: Path) -> None:
     finished = endings(events)[jobs[0].name]
     assert isinstance(finished, Finished)
     assert (finished.status, finished.result["accuracy_after"]) == ("done", 0.75)
-    assert RunRecord.read(jobs[2].run_dir).data["threads"] == 1
+    record = RunRecord.read(jobs[2].run_dir)
+    assert (record.data["threads"], record.data["device"]) == (1, "auto")
+    assert record.data["pid"] == pids[0]
 
 
 def test_output_goes_to_the_runs_log_and_disturbs_nothing(tmp_path: Path) -> None:
@@ -136,17 +144,18 @@ def test_launches_are_staggered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "kind", "message"),
+    ("trouble", "cause", "message"),
     [
-        ("raise", "ValueError", "ValueError: the plugin broke [here]"),
-        ("explain", "RetrainError", "the data ran out; add more"),
-        ("leave", "SystemExit", "the run called sys.exit(3)"),
-        ("kill", "worker-lost", "killed by SIGKILL; the usual cause is too little memory"),
-        ("crash", "worker-lost", "killed by SIGSEGV"),
+        ("raise", ERROR, "ValueError: the plugin broke [here]"),
+        ("explain", ERROR, "the data ran out; add more"),
+        ("leave", ERROR, "the run called sys.exit(3)"),
+        ("full", DISK, "OSError: [Errno 28] No space left on device"),
+        ("kill", KILLED, "killed by SIGKILL; the usual cause is too little memory"),
+        ("crash", KILLED, "killed by SIGSEGV"),
     ],
 )
 def test_a_run_that_fails_stops_no_other(
-    tmp_path: Path, trouble: str, kind: str, message: str
+    tmp_path: Path, trouble: str, cause: str, message: str
 ) -> None:
     jobs = make_jobs(tmp_path, "", trouble, "", "")
     with crew(tmp_path) as executor:
@@ -154,12 +163,16 @@ def test_a_run_that_fails_stops_no_other(
         events = endings(collect(executor, jobs))
     failed = events.pop(jobs[1].name)
     assert isinstance(failed, Failed)
-    assert failed.kind == kind
+    assert failed.cause == cause
     assert message in failed.message
     assert all(isinstance(event, Finished) for event in events.values())
     log = (jobs[1].run_dir / "run.log").read_text()
-    if kind != "worker-lost":
+    record = RunRecord.read(jobs[1].run_dir)
+    if cause == KILLED:
+        assert record.status == "running"
+    else:
         assert "Traceback" in log
+        assert (record.status, record.data["cause"]) == ("failed", cause)
     if trouble == "crash":
         assert "Segmentation fault" in log
     assert len(read_jsonl(jobs[1].run_dir / "metrics.jsonl")) == 2
@@ -179,10 +192,95 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     with crew(tmp_path) as executor:
         executor.submit(jobs)
         first = collect(executor, jobs, until=lambda event: isinstance(event, Row))
-        os.kill(executor.pids[0], signal.SIGKILL)
+        victim = executor.pids[0]
+        os.kill(victim, signal.SIGKILL)
         events = endings(first + collect(executor, jobs))
-    assert isinstance(events[jobs[0].name], Failed)
+        assert victim not in executor.pids
+    failed = events[jobs[0].name]
+    assert isinstance(failed, Failed)
+    assert failed.cause == KILLED
+    assert failed.message.startswith("its worker was killed by SIGKILL; the usual cause is")
     assert isinstance(events[jobs[1].name], Finished)
+
+
+def test_a_hung_worker_writes_down_where_it_is_and_is_killed(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "hang", "")
+    with crew(tmp_path, timeout_s=1.0) as executor:
+        executor.submit(jobs)
+        first = collect(executor, jobs, until=lambda event: isinstance(event, Row))
+        pids = executor.pids
+        events = endings(first + collect(executor, jobs))
+        assert not any(map(is_alive, pids))
+    assert events[jobs[0].name] == Failed(
+        jobs[0].name,
+        HUNG,
+        "hung: its worker finished no step for 1 s ([campaign].worker_timeout) and was killed; "
+        "run.log shows where it was",
+    )
+    assert isinstance(events[jobs[1].name], Finished)
+    log = (jobs[0].run_dir / "run.log").read_text()
+    assert re.search(r"fake_worker\.py\", line \d+ in make\b", log), log
+    assert len(read_jsonl(jobs[0].run_dir / "metrics.jsonl")) == 2
+
+
+def test_a_worker_that_never_starts_to_listen_is_hung_too(tmp_path: Path) -> None:
+    """A worker may hang before it has taken a job; then none of the runs gets any."""
+    log = tmp_path / "workers.log"
+    command = (sys.executable, "-c", "import time; time.sleep(3600)")
+    jobs = make_jobs(tmp_path, "")
+    with LocalExecutor(1, log=log, command=command, timeout_s=0.5) as executor:
+        executor.submit(jobs)
+        events = endings(collect(executor, jobs))
+        assert executor.pids == ()
+    failed = events[jobs[0].name]
+    assert isinstance(failed, Failed)
+    assert failed.cause == WORKER
+    assert failed.message.startswith("no worker starts: ")
+
+
+def test_a_slow_worker_is_not_taken_as_hung(tmp_path: Path) -> None:
+    """Each step is a sign of life, and so is a run that has not been dispatched yet."""
+    jobs = make_jobs(tmp_path, "", max_steps=8, pause=0.5)
+    with crew(tmp_path, timeout_s=2.0) as executor:
+        executor.submit(jobs)
+        events = collect(executor, jobs)
+        assert isinstance(events[-1], Finished)
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            assert executor.poll(0.1) == []
+        assert len(executor.pids) == 1, "a worker that waits for work is not hung"
+
+
+def test_each_worker_has_a_device_of_its_own(tmp_path: Path) -> None:
+    """And a killed worker's device goes to its successor."""
+    jobs = make_jobs(tmp_path, "", "", "", max_steps=1000, pause=0.02)
+
+    def device(number: int) -> str:
+        return str(RunRecord.read(jobs[number].run_dir).data["device"])
+
+    with crew(tmp_path, workers=2, devices=("cpu", "cuda:7")) as executor:
+        executor.submit(jobs)
+        begun: set[str] = set()
+
+        def both_train(event: Event) -> bool:
+            if isinstance(event, Row):
+                begun.add(event.run)
+            return len(begun) == 2
+
+        collect(executor, jobs, until=both_train)
+        assert {device(0), device(1)} == {"cpu", "cuda:7"}
+        os.kill(int(RunRecord.read(jobs[1].run_dir).data["pid"]), signal.SIGKILL)
+        third = jobs[2].name
+        collect(executor, jobs, until=lambda event: isinstance(event, Row) and event.run == third)
+        assert device(2) == device(1)
+
+
+def test_workers_keep_to_their_share_of_the_threads(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "")
+    with crew(tmp_path, threads=3) as executor:
+        executor.submit(jobs)
+        collect(executor, jobs)
+    assert RunRecord.read(jobs[0].run_dir).data["threads"] == 3
 
 
 def test_no_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +291,8 @@ def test_no_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         events = endings(collect(executor, jobs))
     for event in events.values():
         assert isinstance(event, Failed)
-        assert event.kind == "no-worker"
+        assert event.cause == WORKER
+        assert event.cause in INFRASTRUCTURE
         assert "libtorch_cpu.so: cannot open shared object file" in event.message
         assert str(tmp_path / "workers.log") in event.message
 
@@ -240,8 +339,9 @@ def test_stop_ends_runs_after_their_step(tmp_path: Path) -> None:
         jobs[2].name: Interrupted(jobs[2].name, started=False),
     }
     for job in jobs[:2]:
-        assert RunRecord.read(job.run_dir).status == "stopped"
+        record = RunRecord.read(job.run_dir)
         rows = read_jsonl(job.run_dir / "metrics.jsonl")
+        assert (record.status, record.data["step"]) == ("stopped", len(rows))
         assert [row["step"] for row in rows] == list(range(len(rows)))
 
 
@@ -284,10 +384,28 @@ def test_leaving_in_an_error_leaves_no_worker(tmp_path: Path) -> None:
 
 
 def test_a_job_may_be_submitted_again(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path, "kill", "")
+    jobs = make_jobs(tmp_path, "kill", "", trouble_attempts=2)
     with crew(tmp_path) as executor:
         executor.submit(jobs[:1])
         assert isinstance(endings(collect(executor, jobs[:1]))[jobs[0].name], Failed)
         executor.submit([jobs[0], jobs[1]])
         events = endings(collect(executor, jobs))
-    assert isinstance(events[jobs[1].name], Finished)
+        assert isinstance(events[jobs[0].name], Failed)
+        assert isinstance(events[jobs[1].name], Finished)
+        executor.submit(jobs[:1])
+        third = collect(executor, jobs[:1])
+    assert isinstance(third[-1], Finished)
+    assert [row.step for row in third if isinstance(row, Row)] == [2, 3]
+    assert RunRecord.read(jobs[0].run_dir).data["attempts"] == 3
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "")
+    with crew(tmp_path) as executor:
+        executor.submit(jobs)
+        (first,) = endings(collect(executor, jobs)).values()
+        before = {path: path.read_bytes() for path in jobs[0].run_dir.glob("*.json*")}
+        executor.submit(jobs)
+        again = collect(executor, jobs)
+    assert again == [Started(jobs[0].name, 1), first]
+    assert {path: path.read_bytes() for path in before} == before

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from campaigns import load
 
-from retrain.config.dump import run_config_toml
-from retrain.config.schema import BackendConfig, CampaignConfig, RunConfig
+from retrain.config.dump import read_run_config, run_config_toml
+from retrain.config.schema import BackendConfig, CampaignConfig, ModelConfig, RunConfig
 from retrain.experiments import workers
 from retrain.experiments.plan import plan_runs, rerun_script
-from retrain.experiments.worker import read_run_config
+from retrain.models.folder import inspect_model
 
 
 def test_every_condition_of_a_seed_before_the_next_seed(tmp_path: Path) -> None:
@@ -113,34 +115,267 @@ def test_run_all_stops_when_interrupted(script: Path, tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["a_s1"]
 
 
+GIB = 2**30
+PARALLEL = {"parallel": True}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the machine is said to have."""
+
+    def set_up(
+        cores: int = 8, memory: float | None = None, need: float | None = 1.0, gpus: int = 0
+    ) -> None:
+        def gib(value: float | None) -> int | None:
+            return None if value is None else int(value * GIB)
+
+        monkeypatch.setattr(workers, "available_cores", lambda: cores)
+        monkeypatch.setattr(workers, "available_memory", lambda: gib(memory))
+        monkeypatch.setattr(workers, "worker_memory", lambda config: gib(need))
+        monkeypatch.setattr(workers, "visible_gpus", lambda: [f"cuda:{n}" for n in range(gpus)])
+        monkeypatch.setattr(
+            workers,
+            "runs_on_cpu",
+            lambda backend: backend.device == "cpu" or (backend.device == "auto" and not gpus),
+        )
+
+    return set_up
+
+
+def planned(
+    campaign: Mapping[str, Any], backend: Mapping[str, Any], runs: int
+) -> workers.WorkerPlan:
+    config = RunConfig(backend=BackendConfig(**backend))
+    plan = workers.plan_workers(CampaignConfig(**campaign), [config] * runs)
+    assert 1 <= plan.workers <= runs
+    assert len(plan.devices) in {0, plan.workers}
+    assert plan.workers * plan.threads <= max(workers.available_cores(), plan.workers)
+    return plan
+
+
 @pytest.mark.parametrize(
-    ("campaign", "backend", "runs", "workers"),
+    ("campaign", "backend", "runs", "count", "threads", "note"),
     [
-        ({}, {}, 10, 1),
-        ({"max_workers": 4}, {}, 10, 1),
-        ({"parallel": True}, {}, 10, 8),
-        ({"parallel": True}, {}, 3, 3),
-        ({"parallel": True}, {"threads": 3}, 10, 2),
-        ({"parallel": True}, {"threads": 64}, 10, 1),
-        ({"parallel": True, "max_workers": 12}, {}, 40, 12),
-        ({"parallel": True, "max_workers": 12}, {}, 5, 5),
-        ({"parallel": True}, {"device": "cuda"}, 40, 40),
+        ({}, {}, 10, 1, 1, ""),
+        ({"max_workers": 4}, {}, 10, 1, 1, ""),
+        ({"devices": "cpu,cpu"}, {}, 10, 1, 1, ""),
+        (PARALLEL, {}, 10, 8, 1, "8 workers for 10 runs: 8 cores, 1 thread each"),
+        (PARALLEL, {}, 8, 8, 1, ""),
+        (PARALLEL, {}, 3, 3, 1, ""),
+        (PARALLEL, {"threads": 3}, 10, 2, 3, "2 workers for 10 runs: 8 cores, 3 threads each"),
+        (
+            PARALLEL,
+            {"threads": 64},
+            10,
+            1,
+            8,
+            "1 worker for 10 runs: 8 cores, 64 threads each; 8 threads each instead of 64, as "
+            "there are 8 cores",
+        ),
+        ({**PARALLEL, "max_workers": 12}, {}, 40, 12, 1, "12 workers for 40 runs: max_workers"),
+        ({**PARALLEL, "max_workers": 12}, {}, 5, 5, 1, ""),
+        (
+            {**PARALLEL, "max_workers": 4},
+            {"threads": 4},
+            10,
+            4,
+            2,
+            "4 workers for 10 runs: max_workers; 2 threads each instead of 4, as there are 8 cores",
+        ),
+        (
+            PARALLEL,
+            {"threads": 8},
+            1,
+            1,
+            8,
+            "",
+        ),
     ],
 )
-def test_worker_count(
-    monkeypatch: pytest.MonkeyPatch,
-    campaign: dict[str, bool | int],
-    backend: dict[str, str | int],
+def test_workers_on_a_cpu(
+    machine: Callable[..., None],
+    campaign: dict[str, Any],
+    backend: dict[str, Any],
     runs: int,
-    workers: int,
+    count: int,
+    threads: int,
+    note: str,
 ) -> None:
-    monkeypatch.setattr(threads, "available_cores", lambda: 8)
+    machine(cores=8)
+    assert planned(campaign, backend, runs) == workers.WorkerPlan(count, threads, (), note)
+
+
+@pytest.mark.parametrize(
+    ("memory", "need", "count"),
+    [(10.0, 3.0, 3), (2.0, 3.0, 1), (100.0, 3.0, 8), (None, 3.0, 8), (10.0, None, 8)],
+)
+def test_workers_fit_into_memory(
+    machine: Callable[..., None], memory: float | None, need: float | None, count: int
+) -> None:
+    machine(cores=8, memory=memory, need=need)
+    plan = planned(PARALLEL, {}, 40)
+    bound = "8 cores, 1 thread each"
+    if count < 8:
+        bound = f"{memory:.1f} GiB of memory are free, a worker takes about 3.0"
+    workers_ = "1 worker" if count == 1 else f"{count} workers"
+    assert plan == workers.WorkerPlan(count, 1, (), f"{workers_} for 40 runs: {bound}")
+
+
+def test_who_gives_a_number_of_workers_knows_better(machine: Callable[..., None]) -> None:
+    machine(cores=2, memory=4.0, need=3.0)
+    asked = {**PARALLEL, "max_workers": 6}
+    note = "6 workers for 40 runs: max_workers"
+    assert planned(asked, {}, 40) == workers.WorkerPlan(6, 1, (), note)
+
+
+def test_the_hungriest_run_decides(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(cores=16, memory=10.0)
+    needs = {"embedded": 1, "large": 4}
+    monkeypatch.setattr(workers, "worker_memory", lambda config: needs[config.model.model] * GIB)
+    configs = [
+        RunConfig.model_validate({"model": {"model": name}, "backend": {"threads": threads}})
+        for name, threads in (("embedded", 1), ("large", 3), ("embedded", 2))
+    ]
+    plan = workers.plan_workers(CampaignConfig(parallel=True), configs)
+    assert (plan.workers, plan.threads) == (2, 3)
+    assert "a worker takes about 4.0" in plan.note
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("campaign", "runs", "devices", "note"),
+    [
+        (
+            PARALLEL,
+            40,
+            ("cuda:0", "cuda:1", "cuda:2"),
+            "3 workers for 40 runs: one for each of 3 GPUs (max_workers sets another number)",
+        ),
+        (PARALLEL, 2, ("cuda:0", "cuda:1"), ""),
+        (
+            {**PARALLEL, "max_workers": 2},
+            40,
+            ("cuda:0", "cuda:1"),
+            "2 workers for 40 runs: max_workers",
+        ),
+        (
+            {**PARALLEL, "max_workers": 5},
+            40,
+            ("cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"),
+            "5 workers for 40 runs: max_workers",
+        ),
+        ({}, 40, (), ""),
+    ],
+)
+def test_workers_on_gpus(
+    machine: Callable[..., None],
+    device: str,
+    campaign: dict[str, Any],
+    runs: int,
+    devices: tuple[str, ...],
+    note: str,
+) -> None:
+    """One worker a GPU, and never two on one while another has none."""
+    machine(cores=16, gpus=3)
+    plan = planned(campaign, {"device": device}, runs)
+    assert plan == workers.WorkerPlan(len(devices) or 1, 1, devices, note)
+
+
+def test_a_gpu_that_the_file_names_takes_one_worker(machine: Callable[..., None]) -> None:
+    machine(cores=16, gpus=3)
+    plan = planned(PARALLEL, {"device": "cuda:1"}, 40)
+    assert (plan.workers, plan.devices) == (1, ())
+    configs = [RunConfig(backend=BackendConfig(device=f"cuda:{n}")) for n in (0, 2, 0, 2)]
+    assert workers.plan_workers(CampaignConfig(parallel=True), configs).workers == 2
+
+
+def test_memory_bounds_workers_on_gpus_too(machine: Callable[..., None]) -> None:
+    machine(cores=16, gpus=3, memory=5.0, need=2.0)
+    plan = planned(PARALLEL, {}, 40)
+    assert (plan.workers, plan.devices) == (2, ("cuda:0", "cuda:1"))
+    assert plan.note.endswith("5.0 GiB of memory are free, a worker takes about 2.0")
+
+
+@pytest.mark.parametrize(
+    ("campaign", "runs", "devices", "note"),
+    [
+        (
+            {"devices": "cuda:1, cuda:3"},
+            40,
+            ("cuda:1", "cuda:3"),
+            "2 workers for 40 runs: one worker for each of 2 devices",
+        ),
+        ({"devices": ["cuda:1", "cuda:3"]}, 1, ("cuda:1",), ""),
+        (
+            {"devices": "cuda:1,cuda:3", "max_workers": 1},
+            40,
+            ("cuda:1",),
+            "1 worker for 40 runs: max_workers",
+        ),
+        (
+            {"devices": ["cuda:0"]},
+            40,
+            ("cuda:0",),
+            "1 worker for 40 runs: one worker for each of 1 device",
+        ),
+        (
+            {"devices": "cpu,cpu,cpu"},
+            40,
+            ("cpu", "cpu", "cpu"),
+            "3 workers for 40 runs: one worker for each of 3 devices; 1 thread each instead of 2, "
+            "as there are 5 cores",
+        ),
+    ],
+)
+def test_workers_on_listed_devices(
+    machine: Callable[..., None],
+    campaign: dict[str, Any],
+    runs: int,
+    devices: tuple[str, ...],
+    note: str,
+) -> None:
+    """The list wins over what the machine seems to have, and over `[backend].device`."""
+    machine(cores=5, memory=2.0, need=2.0, gpus=8)
+    plan = planned({**PARALLEL, **campaign}, {"threads": 2, "device": "cuda:5"}, runs)
+    threads = 1 if len(devices) == 3 else 2
+    assert plan == workers.WorkerPlan(len(devices), threads, devices, note)
+
+
+def test_what_the_machine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert workers.visible_gpus() == ["cuda:0", "cuda:1"]
+    assert not workers.runs_on_cpu(BackendConfig(device="cuda"))
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert workers.visible_gpus() == []
+        assert workers.runs_on_cpu(BackendConfig())
+    assert workers.runs_on_cpu(BackendConfig(device="cpu"))
+    memory = workers.available_memory()
+    assert memory is None or 0 < memory < 2**60
+
+
+def test_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    config = RunConfig(backend=BackendConfig(**backend))
-    assert threads.worker_count(CampaignConfig(**campaign), [config] * runs) == workers
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(bytes(500))
+    inspect_model.cache_clear()
+    model = ModelConfig(model=str(tmp_path))
+    on_cpu = workers.worker_memory(RunConfig(model=model))
+    assert on_cpu == workers.WORKER_BYTES + 3 * 2 * 1500
+    on_gpu = RunConfig(model=model, backend=BackendConfig(device="cuda"))
+    assert workers.worker_memory(on_gpu) == workers.WORKER_BYTES + 2 * 1500
+    embedded = workers.worker_memory(RunConfig())
+    assert embedded is not None
+    assert workers.WORKER_BYTES < embedded < 2 * workers.WORKER_BYTES
+    assert workers.worker_memory(RunConfig(model=ModelConfig(model="nobody/nothing"))) is None
 
 
 def test_threads_are_set_before_torch_is_imported() -> None:
-    environment = threads.thread_environment(threads.threads_of(BackendConfig()))
+    environment = workers.thread_environment(workers.threads_of(BackendConfig()))
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "1"
-    assert 1 <= threads.available_cores() <= (os.cpu_count() or 1)
+    assert environment["TOKENIZERS_PARALLELISM"] == "false"
+    assert workers.thread_environment(3)["OMP_NUM_THREADS"] == "3"
+    assert 1 <= workers.available_cores() <= (os.cpu_count() or 1)

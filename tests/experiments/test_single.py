@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from campaigns import load, plain_console
 
+from retrain.causes import INFRASTRUCTURE
 from retrain.config.load import LoadedConfig, config_from_mapping
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 from retrain.experiments.single import SingleResult, run_single
 from retrain.files import RunRecord
+from retrain.locks import LockedError
+from retrain.processes import ProcessId
 from retrain.training import run as training
 from retrain.training.run import RunResult
 
@@ -49,13 +53,26 @@ def ending(status: str, message: str = "") -> RunResult:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException) -> None:
-    """Let training write three rows and a warning, and then end in `outcome`."""
+    """Let training write three rows and a warning, and then end in `outcome`.
+
+    Like the real one it keeps the record that it finds; its end is left to the caller.
+    """
 
     def train_run(
-        config: RunConfig, run_dir: Path, *, name: str, condition: str, on_row: OnRow
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        name: str,
+        condition: str,
+        on_row: OnRow,
+        stop: Callable[[], bool],
+        allow_changes: Collection[str],
     ) -> RunResult:
         assert config.training.seed == 7
-        record = RunRecord.create(run_dir, name=name, condition=condition, seed=7, max_steps=3)
+        assert not stop()
+        assert not allow_changes
+        record = RunRecord.read(run_dir)
+        assert (record.data["name"], record.data["condition"]) == (name, condition)
         record.update(status="running")
         for step in range(3):
             on_row({"step": step, "mean_reward": 0.5, "correct_rate": 0.5})
@@ -126,12 +143,21 @@ def test_a_planned_run_may_be_trained_in_its_folder(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "exit_code", "status", "message"),
+    ("outcome", "exit_code", "status", "message", "cause"),
     [
-        (ending("diverged", "diverged at step 2: loss"), 1, "diverged", "diverged at step 2: loss"),
-        (ValueError("it broke\n[here]"), 1, "failed", "ValueError: it broke [here]"),
-        (InputError("no such file: data.jsonl"), 2, "failed", "no such file: data.jsonl"),
-        (KeyboardInterrupt(), 130, "stopped", ""),
+        (
+            ending("diverged", "diverged at step 2: loss"),
+            *(1, "diverged", "diverged at step 2: loss", None),
+        ),
+        (ValueError("it broke\n[here]"), 1, "failed", "ValueError: it broke [here]", "error"),
+        (InputError("no such file: data.jsonl"), 2, "failed", "no such file: data.jsonl", "error"),
+        (MemoryError(), 1, "failed", "MemoryError", "out of memory"),
+        (ConnectionError("refused"), 1, "failed", "ConnectionError: refused", "lost service"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            *(1, "failed", "OSError: [Errno 28] No space left on device", "disk"),
+        ),
+        (KeyboardInterrupt(), 130, "stopped", "", None),
     ],
 )
 def test_how_a_run_ends(
@@ -141,17 +167,34 @@ def test_how_a_run_ends(
     exit_code: int,
     status: str,
     message: str,
+    cause: str | None,
 ) -> None:
     pretend(monkeypatch, outcome)
     result, output = run(single(tmp_path))
     assert (result.exit_code, result.status, result.message) == (exit_code, status, message)
-    assert RunRecord.read(result.run_dir).status == status
-    assert f"{status}: {message}" if message else status in output
+    assert result.cause == cause
+    record = RunRecord.read(result.run_dir)
+    assert (record.status, record.data["message"]) == (status, message)
+    assert record.data["cause"] == cause
+    assert (f"{status}: {message}" if message else status) in output
     log = result.run_dir / "run.log"
-    if status == "failed":
-        assert "Traceback" in log.read_text()
-    if status in {"failed", "diverged"}:
-        assert f"next: less {log}" in output
+    assert ("Traceback" in log.read_text()) == (status == "failed")
+    # Where the run itself is at fault the log helps; else it may simply go on.
+    by_itself = status == "stopped" or cause in INFRASTRUCTURE
+    assert (f"next: retrain resume {result.run_dir}" in output) == by_itself
+    assert (f"next: less {log}" in output) == (not by_itself)
+    assert ("before it goes on, " in output) == (cause in INFRASTRUCTURE)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = LockedError(tmp_path / "mine" / ".lock", ProcessId("node7", 12), "2026-01-31")
+    pretend(monkeypatch, locked)
+    with pytest.raises(LockedError, match="mine is in use by process 12 on node7, since 2026"):
+        run(single(tmp_path), run_dir=tmp_path / "mine")
+    assert RunRecord.read(tmp_path / "mine").status == "running"
+    assert "Traceback" not in (tmp_path / "mine" / "run.log").read_text()
 
 
 def test_handlers_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

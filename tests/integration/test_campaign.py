@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import differences
 
-from retrain.files import read_json, read_jsonl
+from retrain.files import RunRecord, read_json, read_jsonl
+from retrain.training.resume import find_resume_point
 
 MACHINE_KEYS = (
     *("step_time_s", "sample_time_s", "reward_time_s", "update_time_s", "evaluation_time_s"),
@@ -37,6 +39,7 @@ seeds = {seeds}
 max_steps = {steps}
 parallel = {parallel}
 max_workers = 2
+max_retries = {retries}
 
 [[campaign.conditions]]
 advantage_mode = "{first}"
@@ -65,7 +68,14 @@ def environment() -> dict[str, str]:
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    values = {"seeds": [1], "steps": 4, "parallel": "false", "first": "grpo", **changes}
+    values = {
+        "seeds": [1],
+        "steps": 4,
+        "parallel": "false",
+        "first": "grpo",
+        "retries": 1,
+        **changes,
+    }
     path = folder / "campaign.toml"
     path.write_text(TOML.format(**values))
     return path
@@ -202,25 +212,70 @@ def test_a_run_whose_plugin_breaks_stops_no_other(tmp_path: Path) -> None:
     assert str(failed.relative_to(tmp_path) / "run.log") in output
 
 
-def test_a_killed_worker_costs_its_run_only(tmp_path: Path) -> None:
-    config = write_config(tmp_path, parallel="true", steps=40)
-    process = start(tmp_path, config)
-    victim = "grpo+none_s1"
+VICTIM = "grpo+none_s1"
+LONG: dict[str, Any] = {"parallel": "true", "steps": 40}
 
-    def trains() -> bool:
-        found = list(tmp_path.glob(f"logs/*/runs/{victim}/metrics.jsonl"))
-        return bool(found and read_jsonl(found[0]))
 
-    wait_until(trains, process)
-    campaign = only_campaign(tmp_path)
-    os.kill(status(campaign / "runs" / victim)["pid"], signal.SIGKILL)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a campaign none of whose workers was killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = retrain(folder, str(write_config(folder, **LONG)))
+    assert code == 0, output
+    return only_campaign(folder)
+
+
+def with_a_killed_worker(folder: Path, retries: int) -> tuple[int, str, Path]:
+    """Exit code, output and folder of a campaign whose victim was killed after a checkpoint."""
+    process = start(folder, write_config(folder, **LONG, retries=retries))
+
+    def has_checkpoint() -> bool:
+        found = list(folder.glob(f"logs/*/runs/{VICTIM}"))
+        return bool(found) and find_resume_point(found[0]).step > 0
+
+    wait_until(has_checkpoint, process)
+    campaign = only_campaign(folder)
+    os.kill(status(campaign / "runs" / VICTIM)["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, output
+    return process.returncode, output, campaign
+
+
+def test_a_killed_worker_costs_its_run_a_few_steps(tmp_path: Path, undisturbed: Path) -> None:
+    code, output, campaign = with_a_killed_worker(tmp_path, retries=1)
+    assert code == 0, output
+    assert output.count("will be tried again: its worker was killed by SIGKILL") == 1
     statuses = {run["name"]: run["status"] for run in read_json(campaign / "manifest.json")["runs"]}
-    assert statuses.pop(victim) == "failed"
     assert set(statuses.values()) == {"done"}
-    assert "SIGKILL" in status(campaign / "runs" / victim)["message"]
+    record = status(campaign / "runs" / VICTIM)
+    assert record["attempts"] == 2
+    assert record["resumed_from"] >= 2
+    assert record["resumed_from"] % 2 == 0
+    assert (record["message"], record["cause"]) == ("", None)
+    # Only these name the folder that they lie in.
+    placed = ("config.toml differs", "campaign.toml differs", "manifest.json differs")
+    found = differences(undisturbed, campaign)
+    assert [text for text in found if not text.endswith(placed)] == []
+    assert metrics(campaign) == metrics(undisturbed)
+
+
+def test_a_killed_worker_without_retries_costs_its_run_only(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    code, output, campaign = with_a_killed_worker(tmp_path, retries=0)
+    assert code == 1, output
+    statuses = {run["name"]: run["status"] for run in read_json(campaign / "manifest.json")["runs"]}
+    assert statuses.pop(VICTIM) == "failed"
+    assert set(statuses.values()) == {"done"}
+    record = RunRecord.read(campaign / "runs" / VICTIM).data
+    assert "SIGKILL" in record["message"]
+    assert (record["cause"], record["attempts"]) == ("killed", 1)
     assert "killed by SIGKILL" in output
+    assert "will be tried again" not in output
+    assert f"next:     retrain resume {campaign.relative_to(tmp_path)}" in output
+    whole, kept = metrics(undisturbed), metrics(campaign)
+    rows_left = kept.pop(VICTIM)
+    assert rows_left == whole.pop(VICTIM)[: len(rows_left)]
+    assert kept == whole
 
 
 def test_ctrl_c_ends_workers_and_marks_runs(tmp_path: Path) -> None:

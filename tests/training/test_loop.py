@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +13,18 @@ import pytest
 import torch
 
 from retrain.advantages.sepa import SepaSchedule
-from retrain.config.schema import RunConfig
-from retrain.errors import InputError
-from retrain.files import read_json, read_jsonl
+from retrain.errors import DivergedError, InputError
+from retrain.files import RunRecord, read_json, read_jsonl
+from retrain.locks import FolderLock
 from retrain.models.lora import LoraSpec
 from retrain.policies.local.policy import LocalPolicy
-from retrain.training import run as run_module
 from retrain.training.loop import train
-from retrain.training.run import BaseModels, RunResult, assemble, train_run
+from retrain.training.resume import find_resume_point
+from retrain.training.run import assemble
 from retrain.training.state import LoopState
+from tests.training.runs import BASES, config, rows, start
 
-BASES = BaseModels()
-TIMES = ("_time_s", "tokens_per_second", "peak_memory_mb")
 DOCS = Path(__file__).parents[2] / "docs" / "files.md"
-
-
-def config(**tables: dict[str, Any]) -> RunConfig:
-    base: dict[str, dict[str, Any]] = {
-        "model": {"lora_rank": 4},
-        "algorithm": {"advantage_mode": "grpo", "transform_mode": "none"},
-        "training": {
-            "seed": 7,
-            "max_steps": 4,
-            "batch_size": 3,
-            "group_size": 4,
-            "max_tokens": 40,
-            "lr": 2e-3,
-            "save_every": 2,
-        },
-        "evaluation": {"num_problems": 8},
-    }
-    for table, values in tables.items():
-        base[table] = {**base.get(table, {}), **values}
-    return RunConfig.model_validate(base)
-
-
-def start(settings: RunConfig, folder: Path, condition: str = "c", **kwargs: Any) -> RunResult:
-    return train_run(
-        settings, folder, name=f"{condition}_s7", condition=condition, bases=BASES, **kwargs
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """Metrics without the times, which the config does not determine."""
-    return [
-        {k: v for k, v in row.items() if not k.endswith(TIMES)}
-        for row in read_jsonl(folder / "metrics.jsonl")
-    ]
 
 
 def test_a_run_writes_everything(tmp_path: Path) -> None:
@@ -140,22 +106,6 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
     start(config(), tmp_path / "one")
     start(config(training={"seed": 8}), tmp_path / "other")
     assert rows(tmp_path / "one")[0] != rows(tmp_path / "other")[0]
-
-
-def test_continuing_from_a_checkpoint_is_the_run_it_would_have_been(tmp_path: Path) -> None:
-    settings = config(
-        algorithm={"advantage_mode": "maxrl", "transform_mode": "gtpo_sepa"},
-        sepa={"steps": 3, "delay_steps": 1, "schedule": "auto"},
-    )
-    start(settings, tmp_path / "straight")
-    checkpoint = tmp_path / "straight" / "checkpoints" / "step_000002"
-    state = LoopState(SepaSchedule.of(settings.sepa))
-    state.load_state_dict(read_json(checkpoint / "state.json"))
-    (tmp_path / "resumed").mkdir()
-    run = assemble(settings, tmp_path / "resumed", "c_s7", "c", state, BASES, None)
-    run.policy.load(checkpoint)
-    train(run)
-    assert rows(tmp_path / "resumed") == rows(tmp_path / "straight")[2:]
 
 
 def test_ratio_is_one_and_moves_with_more_updates(tmp_path: Path) -> None:
@@ -264,14 +214,15 @@ def test_divergence_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nan_logprobs_name_the_problem(tmp_path: Path) -> None:
     settings = config(evaluation={"num_problems": 0})
     base = BASES.get(settings.model, settings.backend)
-    spec = LoraSpec(4, 8.0)
     state = LoopState(SepaSchedule.of(settings.sepa))
-    run = assemble(settings, tmp_path, "c_s7", "c", state, BASES, None)
-    policy = LocalPolicy(base, spec, 7)
+    record = RunRecord.create(tmp_path, name="c_s7", condition="c", seed=7, max_steps=4)
+    policy = LocalPolicy(base, LoraSpec(4, 8.0), 7)
     policy.adapter.params.fill_(float("nan"))
-    poisoned = run_module.Run(**{f: getattr(run, f) for f in run.__slots__} | {"policy": policy})
-    with pytest.raises(run_module.DivergedError, match=r"step 0.*problem arithmetic"):
-        train(poisoned)
+    with FolderLock(tmp_path).acquire() as lock:
+        start = find_resume_point(tmp_path)
+        run = assemble(settings, record, state, base, start, None, lambda: False, lock)
+        with pytest.raises(DivergedError, match=r"step 0.*problem arithmetic"):
+            train(replace(run, policy=policy))
 
 
 def test_a_failing_reward_fails_the_run_and_shows_the_completion(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from retrain.advantages.credit import Credit
 from retrain.config.schema import RunConfig, TrainingConfig
-from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.health import Health
 from retrain.training.rollout import optimizer_batches
 from retrain.training.schedule import learning_rate
@@ -105,41 +103,6 @@ class TestOptimizerBatches:
 
         assert order(1, 0) == order(1, 0)
         assert len({tuple(order(seed, step)) for seed in (1, 2) for step in (0, 1)}) > 1
-
-
-class TestCheckpoints:
-    def test_a_failing_save_leaves_what_was_there(self, tmp_path: Path) -> None:
-        folder = tmp_path / "step_000001"
-        with written_aside(folder) as aside:
-            (aside / "data").write_text("old")
-
-        def fail() -> None:
-            with written_aside(folder) as aside:
-                (aside / "data").write_text("half")
-                raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            fail()
-        assert (folder / "data").read_text() == "old"
-        assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
-
-    def test_nothing_is_visible_before_the_end(self, tmp_path: Path) -> None:
-        with written_aside(tmp_path / "final") as aside:
-            (aside / "data").write_text("x")
-            assert not (tmp_path / "final").exists()
-        assert (tmp_path / "final" / "data").exists()
-
-    def test_keep_last(self, tmp_path: Path) -> None:
-        checkpoints = Checkpoints(tmp_path, save_every=2, keep_last=2)
-        for steps in range(1, 8):
-            if checkpoints.due(steps, 7):
-                with checkpoints.saving(steps, {"step": steps}) as folder:
-                    (folder / "adapter").write_text(str(steps))
-        assert [p.name for p in checkpoints.all()] == ["step_000006", "step_000007"]
-        assert json.loads((checkpoints.all()[0] / "state.json").read_text()) == {"step": 6}
-
-    def test_off(self, tmp_path: Path) -> None:
-        assert not Checkpoints(tmp_path, save_every=0, keep_last=0).due(10, 10)
 
 
 class TestHealth:

@@ -139,6 +139,24 @@ class CampaignRecord:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def state(self) -> str:
+        """How it stands as its runs tell: running, pending (planned, never started), done, failed
+        (also by diverged runs), stopped, or lost (nobody is there any more to train the rest).
+
+        `status` is what the last process that trained it wrote, and may have had no time to.
+        """
+        if not self.finished:
+            return "running"
+        states = {run.state for run in self.runs}
+        if self.status == "pending" and states == {"pending"}:
+            return "pending"
+        if "lost" in states or (states & {"pending"} and self.status == "running"):
+            return "lost"
+        if states & {"pending", "stopped"}:
+            return "stopped"
+        return "failed" if states & {"failed", "diverged"} else "done"
+
     def of(self, condition: str) -> tuple[RunView, ...]:
         """The runs of one condition, in the order of the plan."""
         return tuple(run for run in self.runs if run.condition == condition)
@@ -233,7 +251,11 @@ def read_campaign(folder: Path, now: float | None = None) -> CampaignRecord | No
 
 def _is_left(folder: Path) -> bool:
     """Whether nobody is there who would start the campaign's pending runs."""
-    lock = read_lock(folder / LOCK_FILE)
+    try:
+        lock = read_lock(folder / LOCK_FILE)
+    except OSError:
+        # Somebody else's file, which only they may read: they may well be there.
+        return False
     return lock is None or (lock.holder is not None and lock.holder.is_alive() is False)
 
 

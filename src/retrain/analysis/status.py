@@ -105,6 +105,7 @@ def _campaign_document(campaign: CampaignRecord) -> dict[str, Any]:
         "name": campaign.name,
         "folder": str(campaign.folder),
         "status": campaign.status,
+        "state": campaign.state,
         "finished": campaign.finished,
         "started_at": _iso(campaign.started_at),
         "updated_at": _iso(campaign.updated_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from retrain.analysis.progress import ACTIVE, Progress, campaign_progress, run_seconds_left
-from retrain.analysis.records import UNFINISHED, CampaignRecord, Found, RunView
+from retrain.analysis.records import CampaignRecord, Found, RunView
 from retrain.analysis.words import age, duration, percent, plural
+from retrain.causes import INFRASTRUCTURE
 
 FULL_CAMPAIGNS = 3
 ACTIVE_CAMPAIGNS = 8
@@ -84,18 +86,15 @@ def _campaign(campaign: CampaignRecord, console: Console) -> RenderableType:
         table = _runs_table(active, title=False)
         parts.append(Padding(table, (0, 0, 0, 2), expand=False))
     parts += _troubles(campaign.runs)
+    waits = any(run.state == "failed" and run.cause in INFRASTRUCTURE for run in campaign.runs)
+    if campaign.state in {"pending", "stopped", "lost"} or (campaign.finished and waits):
+        parts.append(Text(f"  retrain resume {shlex.quote(str(campaign.folder))}", style="dim"))
     return Group(*parts)
 
 
 def _title(campaign: CampaignRecord) -> Text:
-    state = campaign.status if campaign.finished else "running"
-    if campaign.finished and campaign.status not in LOOKS:
-        state = "over"
-    elif campaign.finished and campaign.status in UNFINISHED:
-        state = "lost"
-    title = Text.assemble(
-        (campaign.name, "bold"), "  ", (state, LOOKS.get(state, UNKNOWN).style), "  "
-    )
+    look = LOOKS.get(campaign.state, UNKNOWN)
+    title = Text.assemble((campaign.name, "bold"), "  ", (campaign.state, look.style), "  ")
     shape = (
         f"{plural(len(campaign.conditions), 'condition')} x {plural(len(campaign.seeds), 'seed')}"
     )
@@ -199,9 +198,10 @@ def _troubles(runs: Sequence[RunView]) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for run in troubled[:SHOWN_TROUBLES]:
         what = f"{run.state} at step {run.step}"
-        cause = next(iter(run.message.strip().splitlines()), "").removeprefix(f"{what}: ")
-        line = Text.assemble((f"{run.name} {what}", LOOKS[run.state].style))
-        line.append(f": {cause}" if cause else "")
+        reason = next(iter(run.message.strip().splitlines()), "").removeprefix(f"{what}: ")
+        state = f"{run.state} ({run.cause})" if run.cause else run.state
+        line = Text.assemble((f"{run.name} {state} at step {run.step}", LOOKS[run.state].style))
+        line.append(f": {reason}" if reason else "")
         if run.log.exists() and run.state not in {"stalled", "stopped"}:
             line.append(f"\n{run.log}", style="dim")
         line.overflow = "fold"
@@ -222,7 +222,7 @@ def _earlier(campaigns: Sequence[CampaignRecord]) -> RenderableType:
         bad = [f"{counts[state]} {state}" for state in TROUBLES if counts[state]]
         table.add_row(
             Text(campaign.name),
-            campaign.status,
+            campaign.state,
             f"{len(campaign.conditions)} x {len(campaign.seeds)}",
             str(counts["done"]),
             Text(", ".join(bad), style="red"),

@@ -26,6 +26,12 @@ MAY_CHANGE = frozenset(
         "backend.threads",
         "logging.log_dir",
         "logging.log_generations",
+        "logging.wandb_project",
+        "logging.wandb_entity",
+        "logging.wandb_run_name",
+        "logging.wandb_group",
+        "logging.wandb_tags",
+        "logging.wandb_mode",
         "plugins.search_paths",
         "plugins.strict",
     }
@@ -91,20 +97,22 @@ def refuse_changes(
     if not refused:
         return list(changes)
     free = ", ".join(sorted(MAY_CHANGE))
-    issues = [
-        ConfigIssue(
-            change.key,
-            f"was {show(change.before)} when {what} was trained, and is now {show(change.now)}",
-        )
-        for change in refused
-    ]
     options = " ".join(f"--allow-change {change.key}" for change in refused)
     remedy = (
-        f"a resumed run must be the run it would have been; take the old values, or accept that "
+        "; a resumed run must be the run it would have been: take the old values, or accept that "
         f"it is another run from here on: {options} (these may always change: {free}; max_steps "
         'only with lr_schedule = "constant")'
     )
-    raise ConfigError([*issues, ConfigIssue("", remedy)])
+    issues = [
+        ConfigIssue(
+            change.key,
+            f"was {show(change.before)} when {what} was trained, and is now {show(change.now)}"
+            # Once, after all of them.
+            + (remedy if change is refused[-1] else ""),
+        )
+        for change in refused
+    ]
+    raise ConfigError(issues)
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     yield from _data_and_reward(run, written)
     yield from _evaluation(run, written)
     yield from _places(run, written)
+    yield from _tracking(run, written)
 
 
 def without_idle(run: RunConfig) -> RunConfig:
@@ -282,7 +283,7 @@ def _no_device(device: str) -> str:
     """What is wrong with the name of a device; empty when it is one."""
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         return ""
-    numbered = re.fullmatch(r"(?:cuda|gpu):?(\d+)", device)
+    numbered = re.fullmatch(r"(?:cuda|gpu)?:?(\d+)", device)
     hint = [f"cuda:{numbered[1]}"] if numbered else ["cuda"] * (device == "gpu")
     hint = hint or near(device, ("auto", "cpu", "cuda"))
     remedy = f"; did you mean {hint[0]}?" if hint else ""
@@ -301,7 +302,7 @@ def _devices(campaign: CampaignConfig) -> Iterator[Finding]:
     if devices and campaign.max_workers > len(devices):
         message = (
             f"{campaign.max_workers} workers, but only {len(devices)} in devices, which takes one "
-            "worker each"
+            "worker each; list more of them, or drop max_workers"
         )
         yield Finding("campaign.max_workers", message, ("campaign.devices",))
 
@@ -329,6 +330,19 @@ def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         yield Finding("logging.strategic_grams", message, is_error=False)
 
 
+def _tracking(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
+    project = run.logging.wandb_project
+    if not project:
+        for key in sorted(key for key in written if key.startswith("logging.wandb_")):
+            yield _idle(key, "wandb_project is empty, which turns Weights & Biases off")
+    elif bad := sorted(set(project) & set("/\\#?%:")):
+        yield Finding(
+            "logging.wandb_project",
+            f"{show(project)} cannot be a project's name: it has {' '.join(bad)}"
+            + ("; the user or team goes into wandb_entity" if "/" in bad else ""),
+        )
+
+
 def _check_campaign(
     config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
 ) -> Iterator[Finding]:
@@ -352,6 +366,9 @@ def _check_campaign(
         for key in ("max_workers", "stagger_seconds", "devices"):
             if f"campaign.{key}" in written and getattr(campaign, key):
                 yield _idle(f"campaign.{key}", "parallel = false trains one run after another")
+    if config.logging.wandb_run_name and len(conditions) * len(campaign.seeds) > 1:
+        message = "gives every run of the campaign the same name; left out, each has its own"
+        yield Finding("logging.wandb_run_name", message, is_error=False)
     seen: dict[str, Condition] = {}
     for condition in conditions:
         first = seen.setdefault(condition.config.model_dump_json(), condition)

@@ -273,7 +273,8 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
     view.add_row("backend", f"{backend['backend']} on {backend['device']}")
     view.add_row("  can", "; ".join(reversed(can)))
     view.add_row("  cannot", "; ".join(cannot) or "nothing that this config could ask for")
-    view.add_row("at a time", plural(capacity["effective_parallelism"], "run"))
+    at_a_time = plural(capacity["effective_parallelism"], "run")
+    view.add_row("at a time", capacity["parallelism_note"] or at_a_time)
     view.add_row("time", _time_words(capacity))
     return Group(Text(), _heading("summary"), Padding(view, (0, 0, 0, 2)))
 

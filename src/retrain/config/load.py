@@ -65,6 +65,12 @@ class LoadedConfig:
         """What messages call the config."""
         return str(self.path) if self.path else "config"
 
+    @property
+    def resume_from(self) -> Path | None:
+        """`[resume].from`, from the current folder like `[logging].log_dir`."""
+        folder: str = getattr(self.config.resume, "from")
+        return Path(folder).expanduser() if folder else None
+
     def condition(self, label: str) -> Condition:
         """The condition with this label."""
         for condition in self.conditions:

@@ -66,6 +66,9 @@ _KEY_SYNONYMS = {
     "scheduler": "lr_schedule",
     "dataset": "source",
     "output_dir": "log_dir",
+    "resume": "from",
+    "resume_from": "from",
+    "resume_from_checkpoint": "from",
 }
 
 
@@ -218,7 +221,7 @@ def _conversion(value: object, types: set[str]) -> str:
         return f": write {int(value)}"
     if not isinstance(value, (list, Mapping)) and types == {"array"}:
         return f": write [{show(value)}]"
-    if not isinstance(value, (str, list, Mapping)) and "string" in types:
+    if not isinstance(value, (str, list, Mapping, bool)) and "string" in types:
         return f': write "{show(value)}"'
     return ""
 

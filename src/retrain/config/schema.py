@@ -257,6 +257,18 @@ class LoggingConfig(Table):
     the 18 built-in ones."""
     log_generations: Count = 4
     """Completions a step written in full to `emergence/generations.jsonl`."""
+    wandb_project: str = ""
+    """Also track with Weights & Biases, in this project; empty: off. See `docs/tracking.md`."""
+    wandb_entity: str = ""
+    """User or team that the project belongs to; empty takes your own default."""
+    wandb_run_name: str = ""
+    """Name of the run there; empty takes the run's own, `<condition>_s<seed>`."""
+    wandb_group: str = ""
+    """Group of the run there; empty takes the condition."""
+    wandb_tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
+    """Tags besides the condition and `seed<seed>`."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """`offline` only writes into the run's folder, for `wandb sync` to send later."""
 
 
 class PluginsConfig(Table):

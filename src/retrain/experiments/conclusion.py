@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from retrain.analysis.words import plural
-from retrain.causes import INFRASTRUCTURE
+from retrain.causes import INFRASTRUCTURE, remedy
 from retrain.config.load import EMBEDDED
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
@@ -82,14 +82,22 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
     _say(console, f"campaign: {folder}")
     if report is not None:
         _say(console, f"report:   {shown(report)}")
+    for cause in _causes(manifest):
+        if text := remedy(cause, folder):
+            _say(console, f"{cause}: {text}", "yellow")
     _say(console, f"next:     {_next(result, manifest, runs)}")
     return result
 
 
+def _causes(manifest: Manifest) -> list[str]:
+    """Why runs failed, in the order of the first of each."""
+    runs = manifest.data["runs"]
+    return list(dict.fromkeys(run["cause"] or "" for run in runs if run["status"] == "failed"))
+
+
 def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]) -> str:
     folder = shlex.quote(shown(result.campaign_dir))
-    causes = {run["cause"] for run in manifest.data["runs"] if run["status"] == "failed"}
-    if result.status == "stopped" or causes & INFRASTRUCTURE:
+    if result.status == "stopped" or INFRASTRUCTURE.intersection(_causes(manifest)):
         return f"retrain resume {folder}"
     if result.failed:
         return f"less {shlex.quote(shown(result.failed[0].log))}"

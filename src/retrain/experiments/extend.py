@@ -36,7 +36,9 @@ def extend_campaign(
         for issue in _changed(before[run.name], run, loaded.name)
     ]
     new = tuple(run for run in planned if run.name not in before)
-    issues += _renamed(list(before.values()), new, loaded.name)
+    wanted = {run.name for run in planned}
+    gone = [run for run in before.values() if run.name not in wanted]
+    issues += _renamed(gone, new, loaded.name)
     if issues:
         unique = list(dict.fromkeys(issues))
         remedy = (
@@ -80,11 +82,9 @@ def _changed(before: PlannedRun, now: PlannedRun, file: str) -> list[ConfigIssue
     return issues
 
 
-def _renamed(
-    before: Sequence[PlannedRun], new: Sequence[PlannedRun], file: str
-) -> list[ConfigIssue]:
-    """Runs that exist already under another name: their condition was renamed."""
-    known = {str(sorted(identity(run.config).items(), key=str)): run for run in before}
+def _renamed(gone: Sequence[PlannedRun], new: Sequence[PlannedRun], file: str) -> list[ConfigIssue]:
+    """New runs that are runs which the file has no more: their condition was renamed."""
+    known = {str(sorted(identity(run.config).items(), key=str)): run for run in gone}
     return [
         ConfigIssue(
             "campaign.conditions",

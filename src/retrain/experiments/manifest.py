@@ -77,6 +77,11 @@ class Manifest:
         settings = {key: self.data[key] for key in EXECUTION_KEYS if key in self.data}
         return CampaignConfig.model_validate(settings | dict(changes or {}))
 
+    def train_as(self, campaign: CampaignConfig) -> None:
+        """Train its runs from now on as `campaign` says; what they are stays."""
+        self.data.update({key: getattr(campaign, key) for key in EXECUTION_KEYS})
+        self.write()
+
     def planned(self) -> tuple[PlannedRun, ...]:
         """All its runs, each with the config in its folder. Raises InputError when one is gone."""
         return tuple(

@@ -48,10 +48,12 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     """
     console = console or Console()
     found = find_records([folder])
-    views = [run for campaign in found.campaigns for run in campaign.runs] + list(found.runs)
-    if not views:
+    outlooks = [
+        *(_outlook(run, of_campaign=True) for campaign in found.campaigns for run in campaign.runs),
+        *(_outlook(run, of_campaign=False) for run in found.runs),
+    ]
+    if not outlooks:
         raise InputError(nothing_in(folder))
-    outlooks = [_outlook(view) for view in views]
     if as_json:
         document = [
             {
@@ -76,14 +78,17 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     return int(any("damaged" in note for outlook in outlooks for note in outlook.notes))
 
 
-def _outlook(view: RunView) -> Outlook:
+def _outlook(view: RunView, *, of_campaign: bool) -> Outlook:
     point = find_resume_point(view.folder)
     notes = [f"{path.name} is damaged: {reason}" for path, reason in point.skipped]
     resumes = view.state not in {"done", "diverged", "running"}
     if view.state == "running":
         notes.append("it is being trained now")
     if view.state == "failed" and view.cause not in INFRASTRUCTURE:
-        notes.append(f"it failed by an error of its own, so only --retry-failed: {view.message}")
+        # A run that is resumed by its own name is tried again; a campaign leaves it alone.
+        resumes = not of_campaign
+        only = ", so only with --retry-failed" if of_campaign else ""
+        notes.append(f"it failed by an error of its own{only}: {view.message}")
     return Outlook(
         name=view.name,
         folder=view.folder,
@@ -108,7 +113,7 @@ def _outlook_table(outlooks: Sequence[Outlook]) -> Table:
             Text(outlook.name),
             outlook.state,
             "yes" if outlook.resumes else "no",
-            f"{outlook.step}/{outlook.max_steps or '?'}",
+            f"{outlook.step}/{outlook.max_steps or '?'}" if outlook.resumes else "",
             str(outlook.lost_steps) if outlook.resumes else "",
         )
     return table

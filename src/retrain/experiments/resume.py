@@ -15,7 +15,7 @@ from retrain.analysis.words import plural
 from retrain.causes import DISK, INFRASTRUCTURE, remedy
 from retrain.config.changes import differences, identity, refuse_changes
 from retrain.config.dump import read_run_config
-from retrain.config.load import LoadedConfig, Override
+from retrain.config.load import LoadedConfig, Override, config_from_mapping
 from retrain.errors import InputError, RetrainError
 from retrain.experiments.campaign import RERUN_SCRIPT
 from retrain.experiments.conclusion import CampaignResult, conclude
@@ -26,7 +26,7 @@ from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.session import MakeExecutor, train_campaign
 from retrain.experiments.single import SingleResult, continue_single
-from retrain.files import RUN_CONFIG_FILE, RunRecord
+from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
 
 
@@ -89,12 +89,16 @@ def resume_run(
     from retrain.preflight import load_checked
 
     record = RunRecord.read(run_dir)
+    own = loaded is None
     if loaded is None:
-        loaded, _ = load_checked(run_dir / RUN_CONFIG_FILE, overrides)
+        loaded, _ = load_checked(run_dir / RUN_CONFIG_FILE, overrides, begun=True)
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     before = read_run_config(run_dir / RUN_CONFIG_FILE)
+    if own and not any(override.table == "plugins" for override in overrides):
+        # Plugins lie beside the file that was written by hand, which this is not.
+        config = config.model_copy(update={"plugins": before.plugins})
     refuse_changes(
         differences(identity(before), config), allow_changes, what=str(record.data["name"])
     )
@@ -126,9 +130,12 @@ def resume_campaign(
         with FolderLock(folder).acquire(
             on_wait=lambda text: console.print(text, style="dim")
         ) as lock:
+            remove_left_overs(folder)
             manifest = Manifest.read(folder)
             if loaded is not None:
                 extend_campaign(manifest, loaded, RERUN_SCRIPT, allow_new=extend)
+                assert loaded.config.campaign is not None
+                manifest.train_as(loaded.config.campaign)
             runs = manifest.planned()
             views = _reconcile(manifest, runs)
             left = [run for run in runs if _wants_training(views[run.name], retry_failed)]
@@ -202,4 +209,6 @@ def _execution_changes(overrides: Sequence[Override]) -> dict[str, Any]:
                 f"planned; only these may change: {keys}"
             )
         changes[override.key] = override.value
+    # Raises ConfigError where a value does not fit its key.
+    config_from_mapping({"campaign": {}}, overrides)
     return changes

@@ -126,18 +126,25 @@ class _Training:
 
     def _take(self, events: Sequence[Event], *, retry: bool = True) -> None:
         for event in events:
+            if isinstance(event, Failed) and event.cause == DISK:
+                self._probe_disk()
             if isinstance(event, Failed) and retry and self._may_retry(event):
-                self._retries[event.run] += 1
-                self._manifest.set_run(event.run, "pending", event.message, cause=event.cause)
-                self._view.retry(event.run, event.message)
-                self._executor.submit([self._jobs[event.run]])
+                self._try_again(event)
                 continue
             self._record(event)
             self._view.handle(event)
             if isinstance(event, ENDINGS):
                 self._open.pop(event.run, None)
-            if isinstance(event, Failed) and event.cause == DISK:
-                self._probe_disk()
+
+    def _try_again(self, event: Failed) -> None:
+        self._retries[event.run] += 1
+        with contextlib.suppress(InputError):
+            # What a killed worker left says that it runs, and it may wait for long.
+            record = RunRecord.read(self._jobs[event.run].run_dir)
+            record.update(status="pending", message=event.message, cause=event.cause)
+        self._manifest.set_run(event.run, "pending", event.message, cause=event.cause)
+        self._view.retry(event.run, event.message)
+        self._executor.submit([self._jobs[event.run]])
 
     def _may_retry(self, event: Failed) -> bool:
         return event.cause in INFRASTRUCTURE and self._retries[event.run] < self._max_retries

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,9 @@ def continue_single(
             exit_code = 2 if isinstance(error, InputError) else 1
             result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
         else:
-            fields = asdict(trained)
-            status, message = fields.pop("status"), fields.pop("message")
-            view.handle(Finished(name, status, message, fields))
-            result = SingleResult(int(status != "done"), run_dir, status, message, fields)
+            status, message, measured = trained.status, trained.message, trained.measured()
+            view.handle(Finished(name, status, message, measured))
+            result = SingleResult(int(status != "done"), run_dir, status, message, measured)
     _settle(result)
     _conclude(result, console)
     return result

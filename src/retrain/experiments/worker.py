@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import faulthandler
 import gc
 import json
@@ -146,9 +145,14 @@ class Worker:
                 cause = cause_of(error, run_dir)
                 self.send("failed", run=name, cause=cause, message=describe(error), retire=not fit)
             else:
-                fields = dataclasses.asdict(result)
-                status, message = fields.pop("status"), fields.pop("message")
-                self.send("finished", run=name, status=status, message=message, result=fields)
+                measured = result.measured()
+                self.send(
+                    "finished",
+                    run=name,
+                    status=result.status,
+                    message=result.message,
+                    result=measured,
+                )
         self._run = ""
         _release_memory()
         return fit

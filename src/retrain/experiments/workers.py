@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from retrain.analysis.words import plural
@@ -130,10 +131,11 @@ def plan_workers(campaign: CampaignConfig, configs: Sequence[RunConfig]) -> Work
         on_cpu = all(device == "cpu" for device in devices)
     elif not campaign.max_workers:
         bounds += _bounds(configs, threads, on_cpu=on_cpu)
-        if not on_cpu and all(config.backend.device == "auto" for config in configs):
-            devices = tuple(visible_gpus())
     workers, why = min([(runs, ""), *bounds], key=lambda bound: bound[0])
     workers = max(1, workers)
+    if not devices and not on_cpu and not _numbered(configs):
+        # By itself each of them would take the first GPU.
+        devices = tuple(islice(cycle(visible_gpus()), workers))
     note = f"{plural(workers, 'worker')} for {plural(runs, 'run')}: {why}" if why else ""
     cores = available_cores()
     shared = max(1, min(threads, cores // workers))
@@ -151,6 +153,11 @@ def plan_workers(campaign: CampaignConfig, configs: Sequence[RunConfig]) -> Work
     return WorkerPlan(workers, shared, devices[:workers], note)
 
 
+def _numbered(configs: Sequence[RunConfig]) -> set[str]:
+    """The GPUs that the runs name themselves."""
+    return {config.backend.device for config in configs if ":" in config.backend.device}
+
+
 def _bounds(
     configs: Sequence[RunConfig], threads: int, *, on_cpu: bool
 ) -> Iterator[tuple[int, str]]:
@@ -160,7 +167,7 @@ def _bounds(
         yield cores // threads, f"{plural(cores, 'core')}, {plural(threads, 'thread')} each"
     else:
         # What a model takes on a GPU is not known before it is loaded there.
-        gpus = max(1, len(visible_gpus()))
+        gpus = max(1, len(_numbered(configs) or visible_gpus()))
         yield gpus, f"one for each of {plural(gpus, 'GPU')} (max_workers sets another number)"
     memory, needs = available_memory(), [worker_memory(config) for config in configs]
     need = max((need for need in needs if need is not None), default=0)

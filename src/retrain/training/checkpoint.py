@@ -2,12 +2,13 @@
 
 A checkpoint is a folder `step_NNNNNN` with the policy's files, `state.json` (what the loop
 carries) and `checkpoint.json`, the index: the size and SHA-256 of every other file, the config's
-identity, and how many rows the run's journals had. None of it depends on the time, so two runs of
-one config write the same bytes.
+identity, how many rows the run's journals had, and a SHA-256 of all that. None of it depends on
+the time, so two runs of one config write the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from retrain.config.changes import identity
 from retrain.config.schema import RunConfig
-from retrain.files import atomic_write_json, library_versions, sync_folder
+from retrain.files import atomic_write_json, json_line, library_versions, sync_folder
 
 STATE_FILE = "state.json"
 INDEX_FILE = "checkpoint.json"
@@ -55,6 +56,8 @@ class Checkpoint:
         """Read the index. Raises DamagedCheckpointError when there is none, or half of one."""
         try:
             index = json.loads((folder / INDEX_FILE).read_bytes())
+            if index.pop("sha256") != _digest(index):
+                raise DamagedCheckpointError(f"{INDEX_FILE} does not match its checksum")
             return cls(
                 folder=folder,
                 step=int(index["step"]),
@@ -66,7 +69,7 @@ class Checkpoint:
             )
         except FileNotFoundError:
             raise DamagedCheckpointError(f"{INDEX_FILE} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedCheckpointError(f"{INDEX_FILE} cannot be read: {error}") from None
 
     def verify(self) -> None:
@@ -173,7 +176,7 @@ class Checkpoints:
                 "identity": self._identity,
                 "files": files,
             }
-            atomic_write_json(aside / INDEX_FILE, index)
+            atomic_write_json(aside / INDEX_FILE, {**index, "sha256": _digest(index)})
         self.remove_old()
 
     def remove_old(self, *, finished: bool = False) -> None:
@@ -188,6 +191,10 @@ class Checkpoints:
         for folder in folders:
             if folder not in kept:
                 remove_folder(folder)
+        if finished:
+            # One that only a stopped run had must not leave its empty folder.
+            with contextlib.suppress(OSError):
+                (self._run_dir / "checkpoints").rmdir()
 
 
 def _best(folders: list[Path]) -> set[Path]:
@@ -209,6 +216,10 @@ def _step_of(folder: Path) -> int | None:
 
 def _order(folder: Path) -> int:
     return _step_of(folder) or 0
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json_line(index).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from retrain.files import (
     evaluation_files,
     keep_lines,
     read_jsonl,
+    remove_left_overs,
 )
 from retrain.training.checkpoint import (
     DAMAGED,
@@ -62,11 +62,8 @@ def go_back(point: ResumePoint) -> None:
     under another name, never deleted.
     """
     run_dir = point.run_dir
-    for left_over in (*run_dir.glob(".*.tmp"), *run_dir.glob("*/.*.tmp")):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
-        else:
-            left_over.unlink()
+    remove_left_overs(run_dir)
+    remove_left_overs(*(path for path in run_dir.iterdir() if path.is_dir()))
     for folder, _ in point.skipped:
         aside = folder.with_name(DAMAGED + folder.name)
         remove_folder(aside)

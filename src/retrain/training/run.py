@@ -33,12 +33,14 @@ from retrain.files import (
     read_jsonl,
 )
 from retrain.locks import FolderLock
+from retrain.models.adapter_folder import adapter_problems
 from retrain.models.lora import LoraSpec
 from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.local.policy import LocalPolicy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.registry import build_task
 from retrain.tracking.journal import Journal
+from retrain.tracking.wandb_tracker import WandbTracker
 from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.loop import Run, train
 from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
@@ -68,6 +70,13 @@ class RunResult:
     greedy_after: float | None
     mean_reward: float | None
     wall_s: float
+
+    def measured(self) -> dict[str, Any]:
+        """The `result` of `run.json`: what came out, without what the run is."""
+        fields = asdict(self)
+        for key in ("name", "condition", "seed", "status", "message"):
+            del fields[key]
+        return fields
 
 
 class BaseModels:
@@ -119,10 +128,13 @@ def train_run(
                 seed=config.training.seed,
                 max_steps=config.training.max_steps,
             )
-        if is_finished(record, config.training.max_steps):
+        # A diverged run is finished as it is; with a change it may get further.
+        again = record.status == "diverged" and allow_changes
+        if is_finished(record, config.training.max_steps) and not again:
             return _recorded(record)
         place, bases = place or config.backend, bases or BaseModels()
-        return _train(config, record, place, bases, on_row, stop, allow_changes, lock)
+        with WandbTracker(config.logging, run_dir, str(record.data["name"])) as tracker:
+            return _train(config, record, place, bases, on_row, stop, allow_changes, lock, tracker)
 
 
 def is_finished(record: RunRecord, max_steps: int) -> bool:
@@ -140,10 +152,11 @@ def _train(
     stop: Callable[[], bool],
     allow_changes: Collection[str],
     lock: FolderLock,
+    tracker: WandbTracker,
 ) -> RunResult:
     run_dir, name, started = record.run_dir, str(record.data["name"]), time.monotonic()
     point = find_resume_point(run_dir)
-    changes = _changes(config, point, allow_changes, name)
+    changes = _changes(config, point, allow_changes, record)
     _describe(record, point)
     record.update(
         status="running",
@@ -162,10 +175,12 @@ def _train(
     try:
         atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
         go_back(point)
+        tracker.start()
         spent_before = trained_seconds(run_dir)
         base = bases.get(config.model, place)
         record.update(device=str(base.device), threads=place.threads or 1)
-        run = assemble(config, record, state, base, point, on_row, stop, lock)
+        heard = tracker.heeded(on_row)
+        run = assemble(config, record, state, base, point, heard, stop, lock)
         train(run)
         with written_aside(run_dir / FINAL_FOLDER) as folder:
             run.policy.export(folder)
@@ -174,22 +189,19 @@ def _train(
         status, message = "diverged", str(error)
         _log.info("%s: %s", name, message)
     except KeyboardInterrupt:
-        _try_update(record, status="stopped", step=state.step)
+        _try_update(record, status="stopped", step=max(state.step, point.step))
         raise
     except BaseException as error:
         _try_update(
             record,
             status="failed",
-            step=state.step,
+            step=max(state.step, point.step),
             message=f"{type(error).__name__}: {error}",
             cause=cause_of(error, run_dir),
         )
         raise
     result = _result(record, status, message, state.step, spent_before, started)
-    measured = asdict(result)
-    for key in ("name", "condition", "seed", "status", "message"):
-        del measured[key]
-    record.update(status=status, message=message, step=state.step, result=measured)
+    record.update(status=status, message=message, step=state.step, result=result.measured())
     return result
 
 
@@ -200,15 +212,24 @@ def _try_update(record: RunRecord, **fields: Any) -> None:
 
 
 def _changes(
-    config: RunConfig, point: ResumePoint, allowed: Collection[str], name: str
+    config: RunConfig, point: ResumePoint, allowed: Collection[str], record: RunRecord
 ) -> list[Change]:
+    """Changes that are made at the resume point. Raises ConfigError for one nobody allowed."""
+    name = str(record.data["name"])
     if point.checkpoint is None:
         return []
     if config.training.max_steps < point.step:
         message = f"{name} has {point.step} steps already; take that many at least"
         raise ConfigError([ConfigIssue("training.max_steps", message)])
+    # A run that was killed before its next checkpoint is at the step where it was changed still.
+    accepted = [
+        Change(change["key"], change["before"], change["now"])
+        for change in record.data["changes"]
+        if change["step"] == point.step
+    ]
     found = differences(point.checkpoint.identity, config)
-    return refuse_changes(found, allowed, what=name)
+    new = [change for change in found if change not in accepted]
+    return refuse_changes(new, allowed, what=name)
 
 
 def _describe(record: RunRecord, point: ResumePoint) -> None:
@@ -265,6 +286,8 @@ def assemble(
         policy.load(point.checkpoint.folder)
         state.load_state_dict(point.checkpoint.state())
     elif model.init_adapter:
+        if problems := list(adapter_problems(model)):
+            raise ConfigError([ConfigIssue(key, text) for key, text in problems])
         policy.start_from(Path(model.init_adapter))
     return Run(
         name=str(record.data["name"]),
