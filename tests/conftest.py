@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from transformers import (
 )
 
 from retrain.models.lora import LoraAdapter, LoraSpec, short_names, target_modules
+
+# What `nohup` or a shell's background job ignores, every program that a test starts would ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 VOCABULARY = 97
 CPU = torch.device("cpu")

@@ -48,7 +48,7 @@ log_dir = "{logs}"
 
 [campaign]
 seeds = [1]
-max_steps = 30
+max_steps = 20
 parallel = true
 max_workers = 2
 max_retries = {retries}

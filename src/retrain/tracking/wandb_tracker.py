@@ -56,6 +56,7 @@ class WandbTracker:
         self._run_dir = run_dir
         self._name = name
         self._process: subprocess.Popen[bytes] | None = None
+        self._explained = False
 
     def start(self) -> None:
         """Begin to follow the run. Its `config.toml`, `run.json` and the rows that it keeps must
@@ -136,12 +137,14 @@ class WandbTracker:
         code = process.poll()
         assert process.stdout is not None
         said = process.stdout.read() or b""
+        # Its last words may come a while before its end.
+        self._explained = self._explained or bool(said)
         for line in said.decode(errors="replace").splitlines():
             _log.warning("%s: %s", self._name, line)
         if code is None:
             return True
         self._process = None
-        if code and not said:
+        if code and not self._explained:
             log = self._run_dir / WANDB_FOLDER / TRACKER_LOG
             self._lost(f"its process ended with exit code {code}; see {log}")
         return False
