@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from retrain import __version__, catalogue, cli, doctor
+from retrain import __version__, catalogue, cli, doctor, options
 from retrain import campaign as front_door
 from retrain.errors import ConfigError, InputError
 
@@ -186,7 +186,7 @@ def test_options_become_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_load", load)
     values = {int: "3", float: "0.5", str: "x"}
     flags = [
-        part for flag, (*_, kind, _) in cli.SHORTHANDS.items() for part in (flag, values[kind])
+        part for flag, (*_, kind, _) in options.SHORTHANDS.items() for part in (flag, values[kind])
     ]
     with pytest.raises(SystemExit):
         cli.main(["x.toml", *flags, "--set", "loss.type=ppo", "--seeds", "1"])
@@ -194,17 +194,17 @@ def test_options_become_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (path, seeds) == (Path("x.toml"), "1")
     assert [(o.table, o.key, o.source) for o in overrides] == [
         ("loss", "type", "--set"),
-        *((table, key, flag) for flag, (table, key, *_) in cli.SHORTHANDS.items()),
+        *((table, key, flag) for flag, (table, key, *_) in options.SHORTHANDS.items()),
     ]
     assert [o.value for o in overrides[1:]] == [
-        kind(values[kind]) for *_, kind, _ in cli.SHORTHANDS.values()
+        kind(values[kind]) for *_, kind, _ in options.SHORTHANDS.values()
     ]
 
 
 def test_shorthands_are_keys() -> None:
     from retrain.config.messages import TABLES
 
-    for table, key, *_ in cli.SHORTHANDS.values():
+    for table, key, *_ in options.SHORTHANDS.values():
         assert key in TABLES[table].model_fields
 
 
@@ -269,8 +269,8 @@ def sections() -> Mapping[str, str]:
 
 
 VERBS = (
-    *("run", "resume", "resume-check", "explain", "status", "report", "plugins", "init"),
-    *("doctor", "python -m retrain.campaign"),
+    *("run", "resume", "resume-check", "squeeze", "explain", "status", "report", "plugins"),
+    *("init", "doctor", "python -m retrain.campaign"),
 )
 
 
@@ -283,10 +283,10 @@ def test_the_page_about_the_command_line_is_true(verb: str, tmp_path: Path) -> N
     described = set(re.findall(r"(--[a-z][a-z-]*)", sections()[verb]))
     if verb == "explain":
         # Named there only as the one option of run that explain does not take.
-        described = (described | {*cli.SHORTHANDS, "--set", "--seeds"}) - {"--run-dir"}
+        described = (described | {*options.SHORTHANDS, "--set", "--seeds"}) - {"--run-dir"}
     if verb == "resume":
         others = {"--seeds", "--run-dir", "--resume"}
-        described = (described | {*cli.SHORTHANDS, "--set"}) - others
+        described = (described | {*options.SHORTHANDS, "--set"}) - others
     assert described == offered
 
 

@@ -25,11 +25,12 @@ import typer
 
 from retrain import templates
 from retrain.analysis.words import plural
-from retrain.cli import leave, parse_seeds
+from retrain.cli import leave
 from retrain.config.files import read_toml
 from retrain.config.load import LoadedConfig, Override, read_config, read_mapping
 from retrain.errors import ConfigError, ConfigIssue
 from retrain.experiments.plan import PlannedRun, plan_runs
+from retrain.options import parse_seeds
 from retrain.preflight import check_reading
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -6,7 +6,6 @@ longer than everything else together.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 
 from retrain import __version__
 from retrain.errors import ConfigError, InputError, RetrainError
+from retrain.options import parse_seeds, takes_overrides
 
 if TYPE_CHECKING:
     from retrain.config.load import LoadedConfig, Override
@@ -43,62 +43,6 @@ AllowChange = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-SHORTHANDS: dict[str, tuple[str, str, type, str]] = {
-    "--seed": ("training", "seed", int, "Seed of a single run."),
-    "--max-steps": ("training", "max_steps", int, "Training steps a run."),
-    "--lr": ("training", "lr", float, "Learning rate."),
-    "--batch-size": ("training", "batch_size", int, "Problems a step."),
-    "--group-size": ("training", "group_size", int, "Completions a problem."),
-    "--max-tokens": ("training", "max_tokens", int, "Longest completion."),
-    "--temperature": ("training", "temperature", float, "Sampling temperature."),
-    "--model": ("model", "model", str, "embedded, a folder, or a hub id."),
-    "--lora-rank": ("model", "lora_rank", int, "Rank of the adapter."),
-    "--advantage-mode": ("algorithm", "advantage_mode", str, "grpo, maxrl, or a plugin."),
-    "--transform-mode": ("algorithm", "transform_mode", str, "none, gtpo, …, or a plugin."),
-    "--device": ("backend", "device", str, "auto, cpu, cuda, cuda:1."),
-    "--log-dir": ("logging", "log_dir", str, "Folder under which results are written."),
-}
-"""Options that are short for `--set table.key=…`: table, key, type, help."""
-
-
-def _takes_overrides(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb `--set` and the shorthand options; it receives them all as `overrides`."""
-    names = {flag.removeprefix("--").replace("-", "_"): flag for flag in SHORTHANDS}
-
-    def wrapped(sets: list[str] | None = None, **arguments: Any) -> None:
-        from retrain.config.load import Override, parse_set
-
-        overrides = [parse_set(text) for text in sets or ()]
-        for name, flag in names.items():
-            value = arguments.pop(name)
-            if value is not None:
-                table, key, *_ = SHORTHANDS[flag]
-                overrides.append(Override(table, key, value, flag))
-        verb(overrides=overrides, **arguments)
-
-    set_help = "Override any key of the config; repeatable."
-    set_option = typer.Option("--set", metavar="TABLE.KEY=VALUE", help=set_help)
-    annotations: dict[str, Any] = {
-        **{
-            name: Annotated[kind | None, typer.Option(flag, help=text)]
-            for name, flag in names.items()
-            for _, _, kind, text in [SHORTHANDS[flag]]
-        },
-        "sets": Annotated[list[str] | None, set_option],
-    }
-    own = inspect.signature(verb, eval_str=True).parameters
-    path, *others = [p for p in own.values() if p.name != "overrides"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter(name, keyword, default=None, annotation=annotation)
-        for name, annotation in annotations.items()
-    ]
-    parameters = [path, *added, *(p.replace(kind=keyword) for p in others)]
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapped.__name__, wrapped.__doc__ = verb.__name__, verb.__doc__
-    return wrapped
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -120,7 +64,7 @@ def root(version: Annotated[bool, VERSION] = False) -> None:
 
 
 @app.command(short_help="Train a run or a campaign; this verb may be left out.")
-@_takes_overrides
+@takes_overrides
 def run(
     path: ConfigPath = None,
     *,
@@ -155,6 +99,11 @@ def run(
 
         result = go_on(resume_from, loaded=loaded, allow_changes=allow_change or ())
         raise typer.Exit(result.exit_code)
+    if loaded.is_squeeze:
+        from retrain.experiments.squeezing import squeeze_alone
+
+        squeeze_alone(loaded)
+        raise typer.Exit
     if loaded.is_campaign:
         from retrain.experiments.campaign import run_campaign
 
@@ -165,7 +114,7 @@ def run(
 
 
 @app.command(short_help="Go on with a run or a campaign.")
-@_takes_overrides
+@takes_overrides
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run or a campaign.")],
     *,
@@ -220,8 +169,71 @@ def resume_check(
     raise typer.Exit(check(folder, as_json=as_json))
 
 
+@app.command(short_help="Find the LoRA rank worth keeping.")
+def squeeze(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="ADAPTER|X.toml", help="An adapter, or a file with [squeeze]."),
+    ],
+    min_variance_retention: Annotated[
+        float | None, typer.Option(help="Share that the recommended rank keeps.")
+    ] = None,
+    source_rank: Annotated[
+        int | None, typer.Option(help="Rank that the adapter must have.")
+    ] = None,
+    compress_to: Annotated[
+        int | None, typer.Option(help="Rank to cut to; 0 takes the recommended one.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option(help="Folder for the compressed adapter.")
+    ] = None,
+    allocation: Annotated[str | None, typer.Option(help="uniform or per_module.")] = None,
+    check: Annotated[
+        bool | None, typer.Option("--check", help="Evaluate it beside the original.")
+    ] = None,
+    finetune_steps: Annotated[
+        int | None, typer.Option(help="Steps to train it on after the check.")
+    ] = None,
+    log_dir: Annotated[
+        str | None, typer.Option(help="Folder under which results are written.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how much of an adapter each LoRA rank keeps, and write it cut to the rank worth it."""
+    from retrain.config.load import Override, read_config, read_mapping
+    from retrain.experiments.squeezing import squeeze_alone
+    from retrain.preflight import check_reading
+
+    options = {
+        "min_variance_retention": min_variance_retention,
+        "source_rank": source_rank,
+        "compress_to": compress_to,
+        "output_path": output_path,
+        "allocation": allocation,
+        "check": check,
+        "finetune_steps": finetune_steps,
+    }
+    overrides = [
+        Override("squeeze", key, value, "--" + key.replace("_", "-"))
+        for key, value in options.items()
+        if value is not None
+    ]
+    if log_dir is not None:
+        overrides.append(Override("logging", "log_dir", log_dir, "--log-dir"))
+    if target.suffix == ".toml":
+        reading = read_config(target, overrides)
+    else:
+        reading = read_mapping({"squeeze": {"adapter_path": str(target)}}, overrides)
+    loaded, warnings = check_reading(reading)
+    if not loaded.is_squeeze:
+        raise InputError(f"{target} has no [squeeze] table, or a [campaign], which squeezes itself")
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    squeeze_alone(loaded, as_json=as_json)
+
+
 @app.command(short_help="Check a config and show what it would do.")
-@_takes_overrides
+@takes_overrides
 def explain(
     path: ConfigPath = None,
     *,
@@ -326,15 +338,6 @@ def _load(
     from retrain.preflight import load_checked
 
     return load_checked(path, overrides, parse_seeds(seeds), begun=begun)
-
-
-def parse_seeds(text: str | None) -> list[int] | None:
-    """`1,2,3` -> [1, 2, 3]."""
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"--seeds {text}: write whole numbers with commas between, e.g. --seeds 42,101"
-        raise InputError(message) from None
 
 
 def _print_json(value: Any) -> None:

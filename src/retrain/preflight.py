@@ -43,6 +43,10 @@ def load_checked(
 
 def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfig, list[str]]:
     """The same for a config that is read already."""
+    if reading.loaded.is_squeeze:
+        # Nothing is trained: what is odd about training is no matter.
+        warnings = [text for text in reading.loaded.warnings if text.startswith("squeeze.")]
+        return reading.require(), warnings
     known = {issue.key for issue in reading.issues}
     found = _Findings(reading.loaded, known, begun)
     found.check()

@@ -21,6 +21,7 @@ from retrain.analysis.closing import (
 from retrain.analysis.curves import Curve, read_curves
 from retrain.analysis.reading import nested
 from retrain.analysis.records import CampaignRecord, RunView
+from retrain.analysis.squeezed import squeeze_section
 from retrain.analysis.summary import Comparison, compare
 from retrain.analysis.words import duration, percent, plural
 from retrain.files import atomic_write_text
@@ -45,6 +46,7 @@ def write_report(campaign_dir: Path) -> Path:
         _heading(campaign, config),
         _result(comparison),
         _pictures(campaign),
+        squeeze_section(campaign_dir),
         _failures(campaign),
         _caution(comparison, config),
         _reproduce(campaign, config),

@@ -79,6 +79,7 @@ def check(
             where = ", ".join(holder.label for holder in holders)
             findings.append(replace(finding, message=f"{finding.message} (in {where})"))
     findings += _check_campaign(config, conditions, written)
+    findings += _squeeze(config)
     bare = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in tainted}
     return [f for f in findings if not {f.key, *f.also} & (bare | tainted)]
 
@@ -341,6 +342,36 @@ def _tracking(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
             f"{show(project)} cannot be a project's name: it has {' '.join(bad)}"
             + ("; the user or team goes into wandb_entity" if "/" in bad else ""),
         )
+
+
+def _squeeze(config: RetrainConfig) -> Iterator[Finding]:
+    squeeze = config.squeeze
+    if squeeze is None:
+        return
+    if config.campaign is None and not squeeze.adapter_path:
+        message = "is missing: [squeeze] without [campaign] is about one adapter; name its folder"
+        yield Finding("squeeze.adapter_path", message)
+    if config.campaign is not None:
+        for key in ("adapter_path", "output_path"):
+            if getattr(squeeze, key):
+                message = "a campaign squeezes the first run that succeeds, into squeeze/"
+                yield _idle(f"squeeze.{key}", message)
+    if squeeze.finetune_steps and not squeeze.check:
+        message = f"{squeeze.finetune_steps} steps are judged by the check; set check = true"
+        yield Finding("squeeze.finetune_steps", message)
+    if squeeze.allocation == "per_module" and squeeze.finetune_steps:
+        message = (
+            f"{squeeze.finetune_steps} steps would need an adapter of one rank to train on; set "
+            'allocation = "uniform"'
+        )
+        yield Finding("squeeze.finetune_steps", message)
+    rank = squeeze.source_rank
+    if rank and squeeze.compress_to > rank:
+        yield Finding("squeeze.compress_to", f"{squeeze.compress_to} is above source_rank = {rank}")
+    if beyond := [target for target in squeeze.target_ranks if rank and target > rank]:
+        yield Finding("squeeze.target_ranks", f"{beyond[0]} is above source_rank = {rank}")
+    if problem := _no_device(squeeze.device):
+        yield Finding("squeeze.device", problem)
 
 
 def _check_campaign(

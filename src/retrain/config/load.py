@@ -61,6 +61,11 @@ class LoadedConfig:
         return self.config.campaign is not None
 
     @property
+    def is_squeeze(self) -> bool:
+        """Whether there is a `[squeeze]` table alone: an adapter is looked at, nothing trained."""
+        return self.config.squeeze is not None and not self.is_campaign
+
+    @property
     def name(self) -> str:
         """What messages call the config."""
         return str(self.path) if self.path else "config"

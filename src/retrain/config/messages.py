@@ -18,11 +18,13 @@ from retrain.config.schema import (
     CampaignConfig,
     ConditionConfig,
     RetrainConfig,
+    SqueezeConfig,
     Table,
 )
 
 TABLES: dict[str, type[Table]] = {
-    name: type(table) for name, table in RetrainConfig(campaign=CampaignConfig())
+    name: type(table)
+    for name, table in RetrainConfig(squeeze=SqueezeConfig(), campaign=CampaignConfig())
 }
 """Every table of a TOML file, by its name."""
 

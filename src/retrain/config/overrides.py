@@ -79,6 +79,8 @@ def apply(
     issues: list[ConfigIssue] = []
     for override in overrides:
         problem = _refuse(override, is_campaign=is_campaign, where=where)
+        if override.table == "squeeze" and "squeeze" not in values:
+            problem = f"{where} has no [squeeze] table"
         if problem:
             issues.append(ConfigIssue(override.place, problem, file=override.source))
             continue

@@ -24,10 +24,11 @@ INTRODUCTION = """\
 
 <!-- Made by `python -m retrain.config.reference` from src/retrain/config/schema.py. -->
 
-One TOML file describes a run or, with a `[campaign]` table, a whole campaign. Every table and
-every key may be left out and then takes its default. An unknown key, a wrong type, a value out of
-range or a combination that cannot work is an error before anything starts; all errors are told
-together. `retrain explain X.toml` shows the value of every key and where it came from.
+One TOML file describes a run, with a `[campaign]` table a whole campaign, or with a `[squeeze]`
+table and no campaign what to do with a trained adapter. Every table and every key may be left out
+and then takes its default. An unknown key, a wrong type, a value out of range or a combination
+that cannot work is an error before anything starts; all errors are told together. `retrain explain
+X.toml` shows the value of every key and where it came from.
 
 ## Where values come from
 
@@ -116,9 +117,9 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a TOML file."""
     made = RetrainConfig.model_json_schema()
     # A TOML file has no null: a key is there or it is not.
-    campaign = made["properties"]["campaign"]
-    reference = next(option for option in campaign.pop("anyOf") if "$ref" in option)
-    made["properties"]["campaign"] = reference
+    for table in ("campaign", "squeeze"):
+        options = made["properties"][table]["anyOf"]
+        made["properties"][table] = next(option for option in options if "$ref" in option)
     definitions = made["$defs"]
     condition = definitions["ConditionConfig"]["properties"]
     for table in set(condition) & set(TABLES):

@@ -351,6 +351,40 @@ class CampaignConfig(Table):
         return [device.strip() for device in given if device.strip()]
 
 
+class SqueezeConfig(Table):
+    """`[squeeze]`: how much of an adapter each LoRA rank keeps, and the adapter cut to one.
+
+    In a campaign it is done for the first run that succeeds; alone, for `adapter_path`.
+    """
+
+    adapter_path: str = ""
+    """The adapter (PEFT format): a folder, a safetensors file, or an archive of one. Not for a
+    campaign, which takes the first run that succeeds."""
+    min_variance_retention: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Share of the squared singular values that the recommended rank keeps, in the mean over the
+    adapted layers."""
+    source_rank: Count = 0
+    """The rank that the adapter must have; 0 takes the adapter's own."""
+    target_ranks: list[PositiveInt] = Field(default_factory=list)
+    """Ranks to show, besides the powers of two and the recommended one."""
+    compress_to: Count = 0
+    """Rank to cut to; 0 takes the recommended one."""
+    output_path: str = ""
+    """Folder for the compressed adapter; empty only analyses. A campaign writes it to
+    `squeeze/adapter` in its folder."""
+    allocation: Literal["uniform", "per_module"] = "uniform"
+    """One rank for all layers, or the same number of parameters where they keep most."""
+    device: str = "auto"
+    """Where the singular values are computed: `auto`, `cpu`, `cuda`, `cuda:1`, …"""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision in which they are computed."""
+    check: bool = False
+    """Also evaluate the compressed adapter beside the original on the held-out problems: the same
+    problems and the same random numbers. What is kept of the variance says little about that."""
+    finetune_steps: Count = 0
+    """Steps to train the compressed adapter on after the check, to evaluate it again."""
+
+
 class RunConfig(Table):
     """Everything one run needs: the base config with a condition's changes merged in."""
 
@@ -396,4 +430,5 @@ class RetrainConfig(RunConfig):
     """A whole TOML file: a run's tables, `[resume]`, and `[campaign]` when it is a campaign."""
 
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
+    squeeze: SqueezeConfig | None = None
     campaign: CampaignConfig | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from retrain.analysis.squeezed import read_squeeze, squeeze_text
 from retrain.analysis.words import plural
 from retrain.causes import INFRASTRUCTURE, remedy
 from retrain.config.load import EMBEDDED
@@ -64,6 +65,9 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
             from retrain.analysis.report import closing_table, write_report
 
             console.print(closing_table(result.campaign_dir))
+            if squeezed := read_squeeze(result.campaign_dir):
+                _say(console, f"\nLoRA squeeze of {manifest.data['squeeze']['run']}")
+                _say(console, squeeze_text(squeezed) + "\n")
             if result.status != "stopped":
                 report = write_report(result.campaign_dir)
         except Exception as error:

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from retrain import __version__
 from retrain.analysis.records import MANIFEST_FILE
+from retrain.analysis.squeezed import SQUEEZE_FOLDER
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig
-from retrain.config.schema import CampaignConfig
+from retrain.config.schema import CampaignConfig, SqueezeConfig
 from retrain.errors import InputError
 from retrain.experiments.plan import PlannedRun
 from retrain.files import atomic_write_json, read_json, utc_now
@@ -22,6 +23,10 @@ EXECUTION_KEYS = (
     *("parallel", "max_workers", "stagger_seconds", "devices", "max_retries", "worker_timeout"),
 )
 """Keys of `[campaign]` that say how the runs are trained, and nothing about what comes out."""
+
+
+SQUEEZE_RESULTS = ("recommended_rank", "source_rank", "num_layers", "min_variance_retention")
+"""Fields of `squeeze.json` that the manifest has too."""
 
 
 class Manifest:
@@ -49,6 +54,7 @@ class Manifest:
             **{key: getattr(campaign, key) for key in EXECUTION_KEYS},
             "workers": None,
             "overrides": _overrides(loaded),
+            **_squeeze(loaded.config.squeeze),
             "runs": [_entry(run) for run in runs],
         }
         manifest = cls(folder, data)
@@ -168,3 +174,18 @@ def _overrides(loaded: LoadedConfig) -> dict[str, Any]:
         table, _, key = place.partition(".")
         values[place] = getattr(getattr(loaded.config, table), key)
     return values
+
+
+def _squeeze(settings: SqueezeConfig | None) -> dict[str, Any]:
+    """The entry of a new campaign, when it has a `[squeeze]`."""
+    if settings is None:
+        return {}
+    entry = {
+        "settings": settings.model_dump(mode="json", exclude={"adapter_path", "output_path"}),
+        "folder": SQUEEZE_FOLDER,
+        "status": "pending",
+        "message": "",
+        "run": None,
+        **dict.fromkeys(SQUEEZE_RESULTS),
+    }
+    return {"squeeze": entry}

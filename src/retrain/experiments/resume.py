@@ -17,6 +17,7 @@ from retrain.config.changes import differences, identity, refuse_changes
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, Override, config_from_mapping
 from retrain.errors import InputError, RetrainError
+from retrain.experiments.auto_squeeze import finish_squeeze
 from retrain.experiments.campaign import RERUN_SCRIPT
 from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.extend import extend_campaign
@@ -142,6 +143,7 @@ def resume_campaign(
             _say_plan(manifest, runs, views, left, console)
             if not left:
                 manifest.settle()
+                finish_squeeze(manifest, console)
             else:
                 for run in left:
                     manifest.set_run(run.name, "pending")

@@ -14,6 +14,7 @@ from rich.console import Console
 from retrain.causes import DISK, INFRASTRUCTURE, remedy
 from retrain.config.schema import CampaignConfig
 from retrain.errors import InputError, RetrainError
+from retrain.experiments.auto_squeeze import AutoSqueeze
 from retrain.experiments.executors.executor import (
     ENDINGS,
     Event,
@@ -107,11 +108,18 @@ class _Training:
     def run(self) -> None:
         """Until every run has ended, or Ctrl-C; what happened is in the manifest."""
         view, executor = self._view, self._executor
-        with StopSignals(insist=executor.kill) as signals, executor, view:
+        squeeze = AutoSqueeze(self._manifest, view.say)
+        with (
+            StopSignals(insist=executor.kill) as signals,
+            contextlib.closing(squeeze),
+            executor,
+            view,
+        ):
             try:
                 executor.submit(list(self._jobs.values()))
                 while self._open and not signals.stop:
                     self._take(executor.poll(POLL_S))
+                    squeeze.look()
                     if self._lock.lost:
                         self._lock.check()
                 if self._open:
@@ -120,6 +128,7 @@ class _Training:
                     )
                     self._take(executor.stop(), retry=False)
                 self._manifest.settle()
+                squeeze.wait(lambda: signals.stop)
             except (OSError, LockLostError) as error:
                 executor.stop()
                 raise self._explained(error) from error

@@ -19,11 +19,13 @@ from retrain.types import Group, Problem, SamplingParams
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """accuracy: of all sampled completions; greedy_accuracy: of one greedy completion a problem,
-    None when not asked for. `record` is what `evaluation/step_NNNNNN.json` holds."""
+    None when not asked for. `record` is what `evaluation/step_NNNNNN.json` holds, `groups` the
+    sampled completions of each problem."""
 
     accuracy: float
     greedy_accuracy: float | None
     record: dict[str, Any]
+    groups: tuple[Group, ...]
 
 
 def evaluate(
@@ -84,6 +86,7 @@ def evaluate(
             "max_token_hit_rate": float(np.mean([c.stop_reason == "length" for c in completions])),
             "problems": rows,
         },
+        tuple(sampled),
     )
 
 

@@ -119,6 +119,21 @@ class LocalPolicy:
         self._step(optimizer, grad_norm)
         return _stats(parts, total, grad_norm, with_base=base is not None)
 
+    def logprobs(self, batch: TrainBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-probabilities of the batch's completion tokens as they are now, a micro-batch at a
+        time: (logprobs, mask), both (rows, tokens). The order of the rows depends on their lengths
+        alone, so two policies can be compared part by part."""
+        used = np.unique(batch.prompt_index)
+        with torch.no_grad():
+            session = self.base.engine.session(self.adapter)
+            prompts = session.prompts([batch.prompts[index] for index in used])
+        for micro in self._micro_batches(batch, np.arange(batch.num_rows)):
+            rows = self._rows(micro, used)
+            # Not around the yield: the caller's code would run without gradients too.
+            with torch.no_grad():
+                logprobs = session.logprobs(prompts, rows, micro.temperature)
+            yield logprobs, rows.mask
+
     def _step(self, step: OptimizerStep, grad_norm: float) -> None:
         if 0 < step.grad_clip < grad_norm:
             self.adapter.grads.mul_(step.grad_clip / grad_norm)

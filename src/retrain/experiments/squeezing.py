@@ -1,0 +1,282 @@
+"""A squeeze from its settings to its files: analysis, pictures, compressed adapter, check.
+
+The folder of a squeeze holds `squeeze.json`, which is written anew after every stage, the pictures,
+and what the check trained. What fails after the analysis never takes the analysis away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from retrain.analysis.squeezed import SQUEEZE_FILE, check_text, squeeze_text
+from retrain.config.dump import read_run_config
+from retrain.config.load import LoadedConfig
+from retrain.config.schema import BackendConfig, LoggingConfig, RunConfig, SqueezeConfig
+from retrain.errors import ConfigError, ConfigIssue
+from retrain.experiments.paths import shown
+from retrain.experiments.workers import thread_environment, threads_of
+from retrain.files import (
+    FINAL_FOLDER,
+    RUN_CONFIG_FILE,
+    atomic_write_json,
+    create_timestamped_folder,
+)
+from retrain.squeeze import (
+    SqueezeAnalysis,
+    SqueezeResult,
+    analyze_adapter,
+    compress_adapter,
+    pictures,
+    render_table,
+)
+from retrain.squeeze.adapter import open_adapter
+from retrain.tracking.wandb_squeeze import track_squeeze
+
+if TYPE_CHECKING:
+    from retrain.training.adapter_check import AdapterChecker
+
+ADAPTER_FOLDER = "adapter"
+FINETUNE_FOLDER = "finetune"
+SCHEMA = 1
+
+# Tables that say which model is checked, and on what.
+_CHECK_TABLES = ("model", "data", "reward", "evaluation", "training")
+
+
+def squeeze_alone(
+    loaded: LoadedConfig, *, as_json: bool = False, console: Console | None = None
+) -> Path:
+    """`[squeeze]` without `[campaign]`: the folder with what came out.
+
+    Raises InputError for an adapter that cannot be squeezed or checked.
+    """
+    console = console or Console()
+    settings = loaded.config.squeeze
+    assert settings is not None
+    adapter = _from(loaded.base_dir, settings.adapter_path)
+    written = {key for key, source in loaded.sources.items() if source != "default"}
+    if not settings.source_rank and "model.lora_rank" in written:
+        rank = loaded.config.model.lora_rank
+        settings = settings.model_copy(update={"source_rank": rank})
+    config = _config_of(loaded, adapter, written) if settings.check else None
+    with open_adapter(adapter):
+        # What is no adapter leaves no folder behind.
+        pass
+    folder = create_timestamped_folder(Path(loaded.config.logging.log_dir), "squeeze")
+    output = folder / ADAPTER_FOLDER if settings.check else None
+    if settings.output_path:
+        output = _from(Path.cwd(), settings.output_path)
+    quiet = Console(quiet=True) if as_json else console
+    try:
+        squeeze(settings, adapter, folder, output=output, config=config, console=quiet)
+    finally:
+        if not (folder / SQUEEZE_FILE).exists():
+            shutil.rmtree(folder)
+    _track(loaded.config.logging, folder, console)
+    if as_json:
+        console.file.write((folder / SQUEEZE_FILE).read_text(encoding="utf-8"))
+    else:
+        _say(console, f"squeeze: {shown(folder)}")
+        if output is not None:
+            _say(console, f"adapter: {shown(output)}")
+    return folder
+
+
+def squeeze_run(settings: SqueezeConfig, run_dir: Path, folder: Path, console: Console) -> None:
+    """Squeeze the final adapter of a campaign's run into `folder`, compressed as well."""
+    config = read_run_config(run_dir / RUN_CONFIG_FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    squeeze(
+        settings,
+        run_dir / FINAL_FOLDER,
+        folder,
+        output=folder / ADAPTER_FOLDER,
+        config=config if settings.check else None,
+        console=console,
+    )
+    _track(config.logging, folder, console)
+
+
+def squeeze(
+    settings: SqueezeConfig,
+    adapter: Path,
+    folder: Path,
+    *,
+    output: Path | None,
+    config: RunConfig | None,
+    console: Console,
+) -> None:
+    """Analyse `adapter`, and say and write into `folder` what was found.
+
+    output: where the compressed adapter goes; None writes none.
+    config: what the check evaluates it with; None checks nothing, and needs no `output`.
+    """
+    if "torch" not in sys.modules:
+        backend = config.backend if config else BackendConfig()
+        os.environ.update(thread_environment(threads_of(backend)))
+    analysis, result = _analyze(settings, adapter, output, console)
+    compressed = None
+    if result is not None:
+        summary = result.summary()
+        compressed = {key: value for key, value in summary.items() if key != "analysis"}
+        compressed["folder"] = str(result.output_path)
+    document = {
+        "schema": SCHEMA,
+        "table": render_table(analysis),
+        **analysis.to_json(),
+        "compressed": compressed,
+        "check": None,
+        "finetuned": None,
+    }
+    atomic_write_json(folder / SQUEEZE_FILE, document)
+    _say(console, squeeze_text(document))
+    pictures(analysis, folder)
+    if config is not None and result is not None:
+        _check(settings, adapter, folder, document, config, result, console)
+
+
+def _analyze(
+    settings: SqueezeConfig, adapter: Path, output: Path | None, console: Console
+) -> tuple[SqueezeAnalysis, SqueezeResult | None]:
+    with _progress(console, "layers") as tell:
+        if output is None:
+            analysis = analyze_adapter(
+                adapter,
+                min_variance_retention=settings.min_variance_retention,
+                source_rank=settings.source_rank,
+                target_ranks=tuple(settings.target_ranks),
+                device=settings.device,
+                dtype=settings.dtype,
+                on_module=tell,
+            )
+            return analysis, None
+        result = compress_adapter(
+            adapter,
+            output,
+            rank=settings.compress_to,
+            allocation=settings.allocation,
+            min_variance_retention=settings.min_variance_retention,
+            source_rank=settings.source_rank,
+            target_ranks=tuple(settings.target_ranks),
+            device=settings.device,
+            dtype=settings.dtype,
+            on_module=tell,
+        )
+        return result.analysis, result
+
+
+def _check(
+    settings: SqueezeConfig,
+    adapter: Path,
+    folder: Path,
+    document: dict[str, Any],
+    config: RunConfig,
+    result: SqueezeResult,
+    console: Console,
+) -> None:
+    from retrain.training.adapter_check import AdapterChecker
+    from retrain.training.run import BaseModels
+
+    bases = BaseModels()
+    with console.status("evaluating the original and the compressed adapter"):
+        checker = AdapterChecker(config, bases.get(config.model, config.backend), adapter)
+        check = asdict(checker.compare(result.output_path))
+    document["check"] = check
+    atomic_write_json(folder / SQUEEZE_FILE, document)
+    _say(console, "\n" + check_text(result.rank, 0, check))
+    if settings.finetune_steps:
+        document["finetuned"] = _finetune(settings, folder, config, result, checker, console)
+        atomic_write_json(folder / SQUEEZE_FILE, document)
+
+
+def _finetune(
+    settings: SqueezeConfig,
+    folder: Path,
+    config: RunConfig,
+    result: SqueezeResult,
+    checker: AdapterChecker,
+    console: Console,
+) -> dict[str, Any]:
+    """Train the compressed adapter on, and compare it with the original once more."""
+    from retrain.training.run import train_run
+
+    steps, name = settings.finetune_steps, f"squeeze_rank{result.rank}"
+    changed = config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update={
+                    "lora_rank": result.rank,
+                    "lora_alpha": config.model.alpha * result.rank / result.analysis.source_rank,
+                    "init_adapter": str(result.output_path),
+                }
+            ),
+            "training": config.training.model_copy(update={"max_steps": steps}),
+            "evaluation": config.evaluation.model_copy(
+                update={"every": 0, "before_training": False}
+            ),
+        }
+    )
+    run_dir = folder / FINETUNE_FOLDER
+    with _progress(console, "steps of training on") as tell:
+        trained = train_run(
+            changed,
+            run_dir,
+            name=name,
+            condition=name,
+            on_row=lambda row: tell(int(row["step"]) + 1, steps),
+        )
+    check = asdict(checker.compare(run_dir / FINAL_FOLDER))
+    _say(console, "\n" + check_text(result.rank, trained.steps, check))
+    return {"steps": trained.steps, "status": trained.status, "folder": str(run_dir), **check}
+
+
+def _config_of(loaded: LoadedConfig, adapter: Path, written: set[str]) -> RunConfig:
+    """What the check evaluates with: the file's own tables, else those of the adapter's run."""
+    if any(key.partition(".")[0] in _CHECK_TABLES for key in written - {"model.lora_rank"}):
+        return loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    for folder in (adapter.parent, adapter.parent.parent):
+        if (folder / RUN_CONFIG_FILE).is_file():
+            return read_run_config(folder / RUN_CONFIG_FILE)
+    message = (
+        f"needs to know the model and the problems: {adapter} lies in no run of retrain, so write "
+        "[model], [data], [reward] and [evaluation]"
+    )
+    raise ConfigError([ConfigIssue("squeeze.check", message, file=loaded.name)])
+
+
+def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:
+    if problem := track_squeeze(settings, folder):
+        _say(console, f"no tracking with Weights & Biases: {problem}")
+
+
+def _from(folder: Path, path: str) -> Path:
+    return folder / Path(path).expanduser()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; it is told (done, total)."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown_bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with shown_bar as progress:
+        task = progress.add_task(what, total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield tell
