@@ -60,7 +60,10 @@ def _load(
 
 
 def _new(loaded: LoadedConfig) -> LoadedConfig:
-    """A config that starts something; one that goes on is for `resume`, which says with what."""
+    """A config that trains something new; others are for `resume` and `retrain.squeeze`."""
+    if loaded.is_squeeze:
+        message = "without [campaign] trains nothing; call retrain.squeeze.analyze_adapter(...)"
+        raise ConfigError([ConfigIssue("squeeze", message, file=loaded.name)])
     if loaded.resume_from is not None:
         message = f'goes on with what is there; call retrain.resume("{loaded.resume_from}", ...)'
         raise ConfigError([ConfigIssue("resume.from", message, file=loaded.name)])

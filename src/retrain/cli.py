@@ -178,6 +178,9 @@ def squeeze(
     min_variance_retention: Annotated[
         float | None, typer.Option(help="Share that the recommended rank keeps.")
     ] = None,
+    adapter_name: Annotated[
+        str | None, typer.Option(help="Which one, when there are several.")
+    ] = None,
     source_rank: Annotated[
         int | None, typer.Option(help="Rank that the adapter must have.")
     ] = None,
@@ -206,6 +209,7 @@ def squeeze(
 
     options = {
         "min_variance_retention": min_variance_retention,
+        "adapter_name": adapter_name,
         "source_rank": source_rank,
         "compress_to": compress_to,
         "output_path": output_path,

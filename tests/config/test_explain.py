@@ -74,6 +74,17 @@ def test_capacity_follows_the_formulas(tmp_path: Path) -> None:
     assert capacity["same_shape"]
 
 
+def test_a_squeeze_trains_nothing(tmp_path: Path) -> None:
+    values = {"adapter_path": "a", "output_path": "b", "compress_to": 3, "check": True}
+    explanation = explain(config_from_mapping({"squeeze": values}))
+    assert explanation["kind"] == "squeeze"
+    assert explanation["values"]["squeeze"]["compress_to"]["source"] == "python"
+    shown = text(explanation)
+    assert "writes it cut to rank 3 to b" in shown
+    assert "evaluates both" in shown
+    assert "steps" not in shown.split("squeeze\n")[-1]
+
+
 def test_runs_are_conditions_times_seeds(tmp_path: Path) -> None:
     explanation = explain(load(tmp_path))
     assert [run["name"] for run in explanation["runs"]] == [

@@ -98,11 +98,11 @@ def test_the_report_shows_it(campaign: CampaignResult) -> None:
 
 
 def test_a_squeeze_that_fails_fails_nothing_else(tmp_path: Path) -> None:
-    result = retrain.run_campaign(tables(tmp_path, source_rank=7))
+    result = retrain.run_campaign(tables(tmp_path, device="cuda:7"))
     assert (result.status, result.exit_code) == ("done", 0)
     entry = read_json(result.campaign_dir / "manifest.json")["squeeze"]
     assert entry["status"] == "failed"
-    assert "source_rank: 7, but the adapter in" in entry["message"]
+    assert "cuda:7" in entry["message"]
     assert entry["recommended_rank"] is None
     assert "## LoRA squeeze" not in (result.campaign_dir / "report.md").read_text()
 
@@ -190,6 +190,7 @@ def test_a_squeeze_by_itself(campaign: CampaignResult, tmp_path: Path) -> None:
         (("squeeze", "run.toml"), "run.toml has no [squeeze] table"),
         (("run.toml", "--set", "squeeze.check=true"), "run.toml has no [squeeze] table"),
         (("empty.toml",), "empty.toml: squeeze.adapter_path: is missing"),
+        (("ranks.toml",), "squeeze.compress_to: 16, but the runs train rank 8"),
         (("odd.toml",), "squeeze.finetune_steps: 3 steps are judged by the check; set check"),
         (
             ("explain", "both.toml"),
@@ -205,6 +206,10 @@ def test_mistakes_are_told_before_anything_is_written(
     (tmp_path / "odd.toml").write_text('[squeeze]\nadapter_path = "x"\nfinetune_steps = 3\n')
     (tmp_path / "both.toml").write_text(
         '[training]\nmax_tokens = 32\n[campaign]\n[squeeze]\nadapter_path = "x"\n'
+    )
+    (tmp_path / "ranks.toml").write_text(
+        "[training]\nmax_tokens = 32\n[model]\nlora_rank = 8\n[campaign]\n[squeeze]\n"
+        "compress_to = 16\n"
     )
     before = sorted(tmp_path.iterdir())
     shown = command(*arguments, cwd=tmp_path)

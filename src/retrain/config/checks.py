@@ -79,7 +79,7 @@ def check(
             where = ", ".join(holder.label for holder in holders)
             findings.append(replace(finding, message=f"{finding.message} (in {where})"))
     findings += _check_campaign(config, conditions, written)
-    findings += _squeeze(config)
+    findings += _squeeze(config, conditions)
     bare = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in tainted}
     return [f for f in findings if not {f.key, *f.also} & (bare | tainted)]
 
@@ -344,7 +344,7 @@ def _tracking(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         )
 
 
-def _squeeze(config: RetrainConfig) -> Iterator[Finding]:
+def _squeeze(config: RetrainConfig, conditions: Sequence[Condition]) -> Iterator[Finding]:
     squeeze = config.squeeze
     if squeeze is None:
         return
@@ -352,7 +352,14 @@ def _squeeze(config: RetrainConfig) -> Iterator[Finding]:
         message = "is missing: [squeeze] without [campaign] is about one adapter; name its folder"
         yield Finding("squeeze.adapter_path", message)
     if config.campaign is not None:
-        for key in ("adapter_path", "output_path"):
+        ranks = {condition.config.model.lora_rank for condition in conditions}
+        for key in ("source_rank", "compress_to"):
+            asked = getattr(squeeze, key)
+            wrong = asked > min(ranks) if key == "compress_to" else asked and {asked} != ranks
+            if wrong:
+                trained = ", ".join(map(str, sorted(ranks)))
+                yield Finding(f"squeeze.{key}", f"{asked}, but the runs train rank {trained}")
+        for key in ("adapter_path", "adapter_name", "output_path"):
             if getattr(squeeze, key):
                 message = "a campaign squeezes the first run that succeeds, into squeeze/"
                 yield _idle(f"squeeze.{key}", message)

@@ -25,6 +25,8 @@ MOST_SEED_COLUMNS = 10
 
 def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """Everything that `render` shows, as plain JSON."""
+    if loaded.is_squeeze:
+        return _squeeze(loaded, warnings)
     configs = [loaded.run_config(condition, loaded.seeds[0]) for condition in loaded.conditions]
     steps = [config.training.max_steps for config in configs]
     return {
@@ -174,9 +176,43 @@ def _notes(loaded: LoadedConfig) -> Iterator[str]:
         yield "the embedded model is a toy: it shows that a method works, not how well"
 
 
+def _squeeze(loaded: LoadedConfig, warnings: Sequence[str]) -> dict[str, Any]:
+    """Of a config that trains nothing: the tables that it may read."""
+    squeeze = loaded.config.squeeze
+    assert squeeze is not None
+    tables = ["squeeze", "logging"]
+    if squeeze.check:
+        tables = ["model", "training", "data", "reward", "evaluation", "backend", *tables]
+    values = _values(loaded)
+    does = [f"shows how much each rank keeps of {squeeze.adapter_path}"]
+    if squeeze.output_path:
+        rank = f"rank {squeeze.compress_to}" if squeeze.compress_to else "the recommended rank"
+        does.append(f"writes it cut to {rank} to {squeeze.output_path}")
+    if squeeze.check:
+        does.append(
+            "evaluates both on the held-out problems, of the adapter's run if none are here"
+        )
+    if squeeze.finetune_steps:
+        does.append(f"trains it on for {plural(squeeze.finetune_steps, 'step')}, evaluates again")
+    return {
+        "config": str(loaded.path) if loaded.path else None,
+        "kind": "squeeze",
+        "values": {table: values[table] for table in tables},
+        "conditions": [],
+        "does": does,
+        "notes": ["nothing is trained" if not squeeze.finetune_steps else "no run is trained"],
+        "warnings": list(warnings),
+    }
+
+
 def render(explanation: dict[str, Any], console: Console | None = None) -> None:
     """Show an explanation: values first, what matters most last."""
     console = console or Console()
+    if explanation["kind"] == "squeeze":
+        does = [Text(f"  {line}") for line in explanation["does"]]
+        parts = (Text(), _heading("squeeze"), *does, _remarks_view(explanation))
+        console.print(Group(_values_view(explanation), *parts))
+        return
     console.print(
         Group(
             _values_view(explanation),

@@ -360,6 +360,8 @@ class SqueezeConfig(Table):
     adapter_path: str = ""
     """The adapter (PEFT format): a folder, a safetensors file, or an archive of one. Not for a
     campaign, which takes the first run that succeeds."""
+    adapter_name: str = ""
+    """Which one, when the file or folder holds several."""
     min_variance_retention: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Share of the squared singular values that the recommended rank keeps, in the mean over the
     adapted layers."""

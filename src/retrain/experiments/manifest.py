@@ -181,7 +181,9 @@ def _squeeze(settings: SqueezeConfig | None) -> dict[str, Any]:
     if settings is None:
         return {}
     entry = {
-        "settings": settings.model_dump(mode="json", exclude={"adapter_path", "output_path"}),
+        "settings": settings.model_dump(
+            mode="json", exclude={"adapter_path", "adapter_name", "output_path"}
+        ),
         "folder": SQUEEZE_FOLDER,
         "status": "pending",
         "message": "",

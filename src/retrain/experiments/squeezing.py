@@ -23,7 +23,7 @@ from retrain.analysis.squeezed import SQUEEZE_FILE, check_text, squeeze_text
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import BackendConfig, LoggingConfig, RunConfig, SqueezeConfig
-from retrain.errors import ConfigError, ConfigIssue
+from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.experiments.paths import shown
 from retrain.experiments.workers import thread_environment, threads_of
 from retrain.files import (
@@ -70,7 +70,7 @@ def squeeze_alone(
         rank = loaded.config.model.lora_rank
         settings = settings.model_copy(update={"source_rank": rank})
     config = _config_of(loaded, adapter, written) if settings.check else None
-    with open_adapter(adapter):
+    with open_adapter(adapter, settings.adapter_name or None):
         # What is no adapter leaves no folder behind.
         pass
     folder = create_timestamped_folder(Path(loaded.config.logging.log_dir), "squeeze")
@@ -149,13 +149,14 @@ def squeeze(
 def _analyze(
     settings: SqueezeConfig, adapter: Path, output: Path | None, console: Console
 ) -> tuple[SqueezeAnalysis, SqueezeResult | None]:
-    with _progress(console, "layers") as tell:
+    with _named_keys(), _progress(console, "layers") as tell:
         if output is None:
             analysis = analyze_adapter(
                 adapter,
                 min_variance_retention=settings.min_variance_retention,
                 source_rank=settings.source_rank,
                 target_ranks=tuple(settings.target_ranks),
+                adapter_name=settings.adapter_name or None,
                 device=settings.device,
                 dtype=settings.dtype,
                 on_module=tell,
@@ -169,11 +170,25 @@ def _analyze(
             min_variance_retention=settings.min_variance_retention,
             source_rank=settings.source_rank,
             target_ranks=tuple(settings.target_ranks),
+            adapter_name=settings.adapter_name or None,
             device=settings.device,
             dtype=settings.dtype,
             on_module=tell,
         )
         return result.analysis, result
+
+
+@contextmanager
+def _named_keys() -> Iterator[None]:
+    """What is wrong with a setting is told by its key."""
+    try:
+        yield
+    except InputError as error:
+        name, _, message = str(error).partition(": ")
+        key = "compress_to" if name == "rank" else name
+        if key not in SqueezeConfig.model_fields:
+            raise
+        raise ConfigError([ConfigIssue(f"squeeze.{key}", message)]) from None
 
 
 def _check(
@@ -190,7 +205,9 @@ def _check(
 
     bases = BaseModels()
     with console.status("evaluating the original and the compressed adapter"):
-        checker = AdapterChecker(config, bases.get(config.model, config.backend), adapter)
+        base = bases.get(config.model, config.backend)
+        name = settings.adapter_name or None
+        checker = AdapterChecker(config, base, adapter, name)
         check = asdict(checker.compare(result.output_path))
     document["check"] = check
     atomic_write_json(folder / SQUEEZE_FILE, document)
@@ -222,6 +239,8 @@ def _finetune(
                 }
             ),
             "training": config.training.model_copy(update={"max_steps": steps}),
+            # The squeeze has a tracked run of its own.
+            "logging": config.logging.model_copy(update={"wandb_project": ""}),
             "evaluation": config.evaluation.model_copy(
                 update={"every": 0, "before_training": False}
             ),

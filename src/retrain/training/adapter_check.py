@@ -60,7 +60,10 @@ class AdapterChecker:
     Raises InputError when the model, the task or the adapter does not fit.
     """
 
-    def __init__(self, config: RunConfig, base: BaseModel, original: Path) -> None:
+    def __init__(
+        self, config: RunConfig, base: BaseModel, original: Path, adapter_name: str | None = None
+    ) -> None:
+        """adapter_name: which one, when `original` holds several."""
         self._config = config
         self._base = base
         search_paths = config.plugins.search_paths
@@ -69,7 +72,7 @@ class AdapterChecker:
         self._problems = task.held_out(config.evaluation.num_problems)
         if not self._problems:
             raise InputError(f"evaluation.num_problems: {task.name} gives no held-out problem")
-        self._policy = self._load(original)
+        self._policy = self._load(original, adapter_name)
         self._original = self._evaluate(self._policy)
 
     def compare(self, adapter: Path) -> AdapterCheck:
@@ -91,8 +94,8 @@ class AdapterChecker:
             ),
         )
 
-    def _load(self, folder: Path) -> LocalPolicy:
-        with open_adapter(folder) as adapter:
+    def _load(self, folder: Path, adapter_name: str | None = None) -> LocalPolicy:
+        with open_adapter(folder, adapter_name) as adapter:
             return load_policy(adapter, self._base, self._config)
 
     def _evaluate(self, policy: LocalPolicy) -> EvaluationResult:
