@@ -93,14 +93,21 @@ def line_chart(
         )
         .encode(**encoding, strokeDash=dash),
     )
+    document = styled(chart.properties(width=WIDTH, height=HEIGHT), title, subtitle)
+    # Only now, because altair would copy and check every point.
+    document["datasets"] = {"runs": runs, "means": means}
+    return document
+
+
+def styled(
+    chart: alt.LayerChart | alt.FacetChart, title: str, subtitle: str | list[str]
+) -> dict[str, Any]:
+    """The Vega-Lite document of a chart, with a heading and the look that all pictures share."""
+    import altair as alt
+
+    heading = alt.TitleParams(title, subtitle=subtitle, anchor="start", limit=WIDTH + 150)
     document: dict[str, Any] = (
-        chart.properties(
-            width=WIDTH,
-            height=HEIGHT,
-            background="white",
-            padding=12,
-            title=alt.TitleParams(title, subtitle=subtitle, anchor="start"),
-        )
+        chart.properties(background="white", padding=12, title=heading)
         .configure(font="Helvetica, Arial, sans-serif")
         .configure_title(
             fontSize=18, color=INK, subtitleFontSize=13, subtitleColor="#555555", offset=14
@@ -112,16 +119,23 @@ def line_chart(
             titlePadding=10,
             labelColor=INK,
             titleColor=INK,
+            labelLimit=260,
             gridColor=GRID,
             domainColor="#999999",
             tickColor="#999999",
         )
-        .configure_legend(labelFontSize=14, labelColor=INK, labelLimit=260, rowPadding=5, offset=16)
+        .configure_legend(
+            labelFontSize=14,
+            labelColor=INK,
+            titleFontSize=14,
+            titleFontWeight="normal",
+            labelLimit=260,
+            rowPadding=5,
+            offset=16,
+        )
         .configure_view(stroke=None)
         .to_dict()
     )
-    # Only now, because altair would copy and check every point.
-    document["datasets"] = {"runs": runs, "means": means}
     return document
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrain.analysis.charts import GRID, HEIGHT, INK, PALETTE, WIDTH, write_chart
+from retrain.analysis.charts import GRID, HEIGHT, INK, PALETTE, WIDTH, styled, write_chart
 from retrain.squeeze.analysis import SqueezeAnalysis, positions
 
 if TYPE_CHECKING:
@@ -71,15 +71,8 @@ def retention_chart(analysis: SqueezeAnalysis) -> dict[str, Any]:
             color=alt.Color(
                 "curve:N",
                 scale=alt.Scale(domain=list(curves), range=[_BLUE, _ORANGE]),
-                legend=alt.Legend(
-                    title=None,
-                    orient="bottom-right",
-                    symbolStrokeWidth=3,
-                    symbolSize=350,
-                    fillColor="white",
-                    padding=8,
-                    offset=8,
-                ),
+                # Beside the picture: inside, it would hide the label or the curves.
+                legend=alt.Legend(title=None, symbolStrokeWidth=3, symbolSize=350),
             ),
             strokeWidth=alt.StrokeWidth(
                 "curve:N", scale=alt.Scale(domain=list(curves), range=[3, 1.8]), legend=None
@@ -106,7 +99,7 @@ def retention_chart(analysis: SqueezeAnalysis) -> dict[str, Any]:
         label,
     ]
     modules = f"{analysis.num_layers} module{'s' * (analysis.num_layers > 1)}"
-    return _styled(
+    return styled(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT),
         title=f"Rank {recommended} of {analysis.source_rank} keeps "
         f"{_percent(analysis.mean_variance[recommended])} of the variance",
@@ -183,45 +176,11 @@ def rank_chart(analysis: SqueezeAnalysis) -> dict[str, Any]:
         )
     zero = f"; grey: {len(analysis.zero_modules)} zero" if analysis.zero_modules else ""
     wanted = _percent(analysis.min_variance_retention)
-    return _styled(
+    return styled(
         alt.layer(*drawn).properties(width=width * len(layers), height=height * len(kinds)),
         title=f"Rank that keeps {wanted} of each module",
         subtitle=[_short(analysis.adapter), f"source rank {analysis.source_rank}{zero}"],
     )
-
-
-def _styled(
-    chart: alt.LayerChart | alt.FacetChart, title: str, subtitle: list[str]
-) -> dict[str, Any]:
-    """With the look of the report's pictures."""
-    import altair as alt
-
-    heading = alt.TitleParams(title, subtitle=subtitle, anchor="start", limit=WIDTH + 150)
-    document: dict[str, Any] = (
-        chart.properties(background="white", padding=12, title=heading)
-        .configure(font="Helvetica, Arial, sans-serif")
-        .configure_title(
-            fontSize=18, color=INK, subtitleFontSize=13, subtitleColor="#555555", offset=14
-        )
-        .configure_axis(
-            labelFontSize=14,
-            titleFontSize=14,
-            titleFontWeight="normal",
-            titlePadding=10,
-            labelColor=INK,
-            titleColor=INK,
-            labelLimit=260,
-            gridColor=GRID,
-            domainColor="#999999",
-            tickColor="#999999",
-        )
-        .configure_legend(
-            labelFontSize=14, labelColor=INK, titleFontSize=14, titleFontWeight="normal"
-        )
-        .configure_view(stroke=None)
-        .to_dict()
-    )
-    return document
 
 
 def _chart(rows: Any) -> alt.Chart:
