@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from retrain.config.campaign_checks import check_campaign, check_squeeze
 from retrain.config.conditions import Condition
+from retrain.config.findings import Finding, idle, no_device
 from retrain.config.messages import near, show
-from retrain.config.schema import CampaignConfig, RetrainConfig, RunConfig
+from retrain.config.schema import RetrainConfig, RunConfig
 
 LOSS_KEYS = {
     "eps_low": ("ppo", "gspo"),
@@ -34,21 +36,6 @@ TRANSFORM_TABLES = {
 GREEDY_BELOW = 0.01
 COLD_BELOW = 0.2
 LARGE_LR = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong with, or odd about, a combination of keys.
-
-    also:    other keys it depends on; when one of those is in error itself, nothing is said.
-    is_idle: the key is written and nothing reads it.
-    """
-
-    key: str
-    message: str
-    also: tuple[str, ...] = ()
-    is_error: bool = True
-    is_idle: bool = False
 
 
 def check(
@@ -78,8 +65,8 @@ def check(
         elif not finding.is_idle:
             where = ", ".join(holder.label for holder in holders)
             findings.append(replace(finding, message=f"{finding.message} (in {where})"))
-    findings += _check_campaign(config, conditions, written)
-    findings += _squeeze(config, conditions)
+    findings += check_campaign(config, conditions, written)
+    findings += check_squeeze(config, conditions)
     bare = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in tainted}
     return [f for f in findings if not {f.key, *f.also} & (bare | tainted)]
 
@@ -129,11 +116,6 @@ def _differs(run: RunConfig, place: str) -> bool:
     return bool(getattr(held, key) != default)
 
 
-def _idle(key: str, reason: str, *also: str, is_error: bool = False) -> Finding:
-    message = f"is written, but nothing reads it: {reason}"
-    return Finding(key, message, also, is_error=is_error, is_idle=True)
-
-
 def _training(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     training = run.training
     if training.warmup_steps >= training.max_steps:
@@ -173,9 +155,9 @@ def _training(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
             is_error=False,
         )
     if "training.keep_last" in written and training.keep_last and not training.save_every:
-        yield _idle("training.keep_last", "save_every = 0 writes no checkpoints")
+        yield idle("training.keep_last", "save_every = 0 writes no checkpoints")
     if "training.keep_best" in written and not training.keep_last:
-        yield _idle("training.keep_best", "keep_last = 0 keeps every checkpoint")
+        yield idle("training.keep_best", "keep_last = 0 keeps every checkpoint")
 
 
 def _sampling(run: RunConfig) -> Iterator[Finding]:
@@ -215,9 +197,9 @@ def _loss(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         if getattr(run.loss, key) is not None and run.loss.type not in types:
             readers = " and ".join(show(name) for name in types)
             reason = f"type = {show(run.loss.type)}; it is for {readers}"
-            yield _idle(f"loss.{key}", reason, "loss.type", is_error=True)
+            yield idle(f"loss.{key}", reason, "loss.type", is_error=True)
     if "loss.kl_estimator" in written and run.loss.kl_coef == 0:
-        yield _idle("loss.kl_estimator", "kl_coef = 0", "loss.kl_coef", is_error=True)
+        yield idle("loss.kl_estimator", "kl_coef = 0", "loss.kl_coef", is_error=True)
 
 
 def _algorithm(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
@@ -226,7 +208,7 @@ def _algorithm(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         for mode in ("advantage_mode", "transform_mode"):
             if f"algorithm.{mode}" in written:
                 reason = "algorithm_mode replaces both modes; write either it or them"
-                yield _idle(f"algorithm.{mode}", reason, "algorithm.algorithm_mode", is_error=True)
+                yield idle(f"algorithm.{mode}", reason, "algorithm.algorithm_mode", is_error=True)
         return
     transform = algorithm.transform_mode
     for table, modes in TRANSFORM_TABLES.items():
@@ -234,7 +216,7 @@ def _algorithm(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
             continue
         for key in sorted(key for key in written if key.startswith(f"{table}.")):
             reason = f"transform_mode = {show(transform)}; it is for {', '.join(modes)}"
-            yield _idle(key, reason, "algorithm.transform_mode")
+            yield idle(key, reason, "algorithm.transform_mode")
     if run.gtpo.beta > 1 and transform in TRANSFORM_TABLES["gtpo"]:
         message = f"{run.gtpo.beta:g} is above 1: tokens below the mean can lose all their credit"
         yield Finding("gtpo.beta", message, is_error=False)
@@ -248,10 +230,10 @@ def _data_and_reward(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     if data.source == "arithmetic":
         if data.path:
             reason = 'source = "arithmetic"; write source = "jsonl" to train on the file'
-            yield _idle("data.path", reason, "data.source", is_error=True)
+            yield idle("data.path", reason, "data.source", is_error=True)
         for key in ("max_examples", "shuffle"):
             if f"data.{key}" in written:
-                yield _idle(f"data.{key}", "arithmetic draws its problems without end")
+                yield idle(f"data.{key}", "arithmetic draws its problems without end")
     if reward.type == "custom":
         for key, example in (("custom_module", "my_rewards"), ("custom_function", "score")):
             if not getattr(reward, key):
@@ -261,7 +243,7 @@ def _data_and_reward(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         for key in ("custom_module", "custom_function", "correct_threshold"):
             if f"reward.{key}" in written:
                 reason = f'type = {show(reward.type)}; it is for "custom"'
-                yield _idle(f"reward.{key}", reason, "reward.type", is_error=True)
+                yield idle(f"reward.{key}", reason, "reward.type", is_error=True)
 
 
 def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
@@ -269,7 +251,7 @@ def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     if evaluation.num_problems == 0:
         for key in ("every", "before_training", "samples_per_problem", "temperature", "greedy"):
             if f"evaluation.{key}" in written:
-                yield _idle(f"evaluation.{key}", "num_problems = 0 turns evaluation off")
+                yield idle(f"evaluation.{key}", "num_problems = 0 turns evaluation off")
     elif evaluation.every > run.training.max_steps:
         yield Finding(
             "evaluation.every",
@@ -280,40 +262,12 @@ def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         )
 
 
-def _no_device(device: str) -> str:
-    """What is wrong with the name of a device; empty when it is one."""
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        return ""
-    numbered = re.fullmatch(r"(?:cuda|gpu)?:?(\d+)", device)
-    hint = [f"cuda:{numbered[1]}"] if numbered else ["cuda"] * (device == "gpu")
-    hint = hint or near(device, ("auto", "cpu", "cuda"))
-    remedy = f"; did you mean {hint[0]}?" if hint else ""
-    return f'{show(device)} is no device; "auto", "cpu", "cuda", or "cuda:1" is wanted{remedy}'
-
-
-def _devices(campaign: CampaignConfig) -> Iterator[Finding]:
-    devices = campaign.device_list
-    for device in devices:
-        if problem := _no_device(device):
-            yield Finding("campaign.devices", problem)
-    twice = sorted({d for d in devices if d.startswith("cuda") and devices.count(d) > 1})
-    if twice:
-        message = f"{twice[0]} is there more than once; each device takes one worker"
-        yield Finding("campaign.devices", message)
-    if devices and campaign.max_workers > len(devices):
-        message = (
-            f"{campaign.max_workers} workers, but only {len(devices)} in devices, which takes one "
-            "worker each; list more of them, or drop max_workers"
-        )
-        yield Finding("campaign.max_workers", message, ("campaign.devices",))
-
-
 def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
-    if problem := _no_device(run.backend.device):
+    if problem := no_device(run.backend.device):
         yield Finding("backend.device", problem)
     if run.model.model == "embedded" and run.model.revision:
         reason = "the embedded model has no revisions"
-        yield _idle("model.revision", reason, "model.model", is_error=True)
+        yield idle("model.revision", reason, "model.model", is_error=True)
     elif run.model.model != "embedded" and near(run.model.model, ("embedded",)):
         message = f'{show(run.model.model)} is not known; did you mean "embedded"?'
         yield Finding("model.model", message)
@@ -335,84 +289,10 @@ def _tracking(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     project = run.logging.wandb_project
     if not project:
         for key in sorted(key for key in written if key.startswith("logging.wandb_")):
-            yield _idle(key, "wandb_project is empty, which turns Weights & Biases off")
+            yield idle(key, "wandb_project is empty, which turns Weights & Biases off")
     elif bad := sorted(set(project) & set("/\\#?%:")):
         yield Finding(
             "logging.wandb_project",
             f"{show(project)} cannot be a project's name: it has {' '.join(bad)}"
             + ("; the user or team goes into wandb_entity" if "/" in bad else ""),
         )
-
-
-def _squeeze(config: RetrainConfig, conditions: Sequence[Condition]) -> Iterator[Finding]:
-    squeeze = config.squeeze
-    if squeeze is None:
-        return
-    if config.campaign is None and not squeeze.adapter_path:
-        message = "is missing: [squeeze] without [campaign] is about one adapter; name its folder"
-        yield Finding("squeeze.adapter_path", message)
-    if config.campaign is not None:
-        ranks = {condition.config.model.lora_rank for condition in conditions}
-        for key in ("source_rank", "compress_to"):
-            asked = getattr(squeeze, key)
-            wrong = asked > min(ranks) if key == "compress_to" else asked and {asked} != ranks
-            if wrong:
-                trained = ", ".join(map(str, sorted(ranks)))
-                yield Finding(f"squeeze.{key}", f"{asked}, but the runs train rank {trained}")
-        for key in ("adapter_path", "adapter_name", "output_path"):
-            if getattr(squeeze, key):
-                message = "a campaign squeezes the first run that succeeds, into squeeze/"
-                yield _idle(f"squeeze.{key}", message)
-    if squeeze.finetune_steps and not squeeze.check:
-        message = f"{squeeze.finetune_steps} steps are judged by the check; set check = true"
-        yield Finding("squeeze.finetune_steps", message)
-    if squeeze.allocation == "per_module" and squeeze.finetune_steps:
-        message = (
-            f"{squeeze.finetune_steps} steps would need an adapter of one rank to train on; set "
-            'allocation = "uniform"'
-        )
-        yield Finding("squeeze.finetune_steps", message)
-    rank = squeeze.source_rank
-    if rank and squeeze.compress_to > rank:
-        yield Finding("squeeze.compress_to", f"{squeeze.compress_to} is above source_rank = {rank}")
-    if beyond := [target for target in squeeze.target_ranks if rank and target > rank]:
-        yield Finding("squeeze.target_ranks", f"{beyond[0]} is above source_rank = {rank}")
-    if problem := _no_device(squeeze.device):
-        yield Finding("squeeze.device", problem)
-
-
-def _check_campaign(
-    config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
-) -> Iterator[Finding]:
-    campaign = config.campaign
-    if campaign is None:
-        return
-    twice = sorted({seed for seed in campaign.seeds if campaign.seeds.count(seed) > 1})
-    if twice:
-        message = f"{', '.join(map(str, twice))} is there more than once; every seed is one run"
-        yield Finding("campaign.seeds", message)
-    if "training.seed" in written:
-        message = "a campaign takes its seeds from [campaign].seeds"
-        yield _idle("training.seed", message)
-    if config.algorithm.algorithm_mode and not any(
-        condition.config.algorithm.algorithm_mode for condition in conditions
-    ):
-        reason = "every condition sets its advantage_mode and transform_mode"
-        yield _idle("algorithm.algorithm_mode", reason)
-    yield from _devices(campaign)
-    if not campaign.parallel:
-        for key in ("max_workers", "stagger_seconds", "devices"):
-            if f"campaign.{key}" in written and getattr(campaign, key):
-                yield _idle(f"campaign.{key}", "parallel = false trains one run after another")
-    if config.logging.wandb_run_name and len(conditions) * len(campaign.seeds) > 1:
-        message = "gives every run of the campaign the same name; left out, each has its own"
-        yield Finding("logging.wandb_run_name", message, is_error=False)
-    seen: dict[str, Condition] = {}
-    for condition in conditions:
-        first = seen.setdefault(condition.config.model_dump_json(), condition)
-        if first is not condition and first.label != condition.label:
-            message = f"trains exactly what {first.label} trains"
-            yield Finding(condition.place, message, is_error=False)
-    if len(campaign.seeds) == 1 and len(conditions) > 1:
-        message = "one seed gives no interval: a difference between conditions may be chance"
-        yield Finding("campaign.seeds", message, is_error=False)

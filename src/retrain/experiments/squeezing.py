@@ -150,31 +150,19 @@ def _analyze(
     settings: SqueezeConfig, adapter: Path, output: Path | None, console: Console
 ) -> tuple[SqueezeAnalysis, SqueezeResult | None]:
     with _named_keys(), _progress(console, "layers") as tell:
+        asked: dict[str, Any] = {
+            "min_variance_retention": settings.min_variance_retention,
+            "source_rank": settings.source_rank,
+            "target_ranks": tuple(settings.target_ranks),
+            "adapter_name": settings.adapter_name or None,
+            "device": settings.device,
+            "dtype": settings.dtype,
+            "on_module": tell,
+        }
         if output is None:
-            analysis = analyze_adapter(
-                adapter,
-                min_variance_retention=settings.min_variance_retention,
-                source_rank=settings.source_rank,
-                target_ranks=tuple(settings.target_ranks),
-                adapter_name=settings.adapter_name or None,
-                device=settings.device,
-                dtype=settings.dtype,
-                on_module=tell,
-            )
-            return analysis, None
-        result = compress_adapter(
-            adapter,
-            output,
-            rank=settings.compress_to,
-            allocation=settings.allocation,
-            min_variance_retention=settings.min_variance_retention,
-            source_rank=settings.source_rank,
-            target_ranks=tuple(settings.target_ranks),
-            adapter_name=settings.adapter_name or None,
-            device=settings.device,
-            dtype=settings.dtype,
-            on_module=tell,
-        )
+            return analyze_adapter(adapter, **asked), None
+        rank, allocation = settings.compress_to, settings.allocation
+        result = compress_adapter(adapter, output, rank=rank, allocation=allocation, **asked)
         return result.analysis, result
 
 

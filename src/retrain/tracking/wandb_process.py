@@ -38,6 +38,16 @@ LOCK_FILE = "retrain.lock"
 INIT_TIMEOUT_S = 60.0
 POLL_S = 1.0
 LONGEST_TAG = 64
+DISCREET: dict[str, Any] = {
+    "silent": True,
+    "console": "off",
+    "save_code": False,
+    "disable_git": True,
+    "x_disable_machine_info": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+"""What is sent is what docs/tracking.md says: no code, packages, host or load."""
 EXIT_CODES = {"done": 0, "stopped": 255}
 """What makes wandb show a run as finished, or as killed; anything else is failed."""
 
@@ -147,17 +157,10 @@ def track(run_dir: Path, end: End) -> None:
         config={**config.model_dump(mode="json", exclude_none=True), "condition": condition},
         allow_val_change=True,
         settings=wandb.Settings(
-            silent=True,
-            console="off",
             init_timeout=INIT_TIMEOUT_S,
             finish_timeout=DRAIN_S,
             finish_timeout_raises=True,
-            # What is sent is what docs/tracking.md says: no code, packages, host or load.
-            save_code=False,
-            disable_git=True,
-            x_disable_machine_info=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
+            **DISCREET,
         ),
     )
     offline = config.logging.wandb_mode == "offline"

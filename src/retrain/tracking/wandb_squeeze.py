@@ -17,6 +17,7 @@ from typing import Any
 from retrain.analysis.squeezed import SQUEEZE_FILE
 from retrain.config.schema import LoggingConfig
 from retrain.files import read_json
+from retrain.tracking.wandb_process import DISCREET
 
 RUN_NAME = "squeeze-analysis"
 TIMEOUT_S = 90.0
@@ -70,15 +71,7 @@ def main() -> int:
         mode=settings.wandb_mode,
         dir=folder,
         config={"adapter": document["adapter"]},
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            save_code=False,
-            disable_git=True,
-            x_disable_machine_info=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        ),
+        settings=wandb.Settings(**DISCREET),
     )
     for number, row in enumerate(history(document)):
         run.log(row, step=number + 1)

@@ -1,0 +1,100 @@
+"""Checks of `[campaign]` and `[squeeze]`, which are about several runs, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+
+from retrain.config.conditions import Condition
+from retrain.config.findings import Finding, idle, no_device
+from retrain.config.schema import CampaignConfig, RetrainConfig
+
+
+def check_campaign(
+    config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
+) -> Iterator[Finding]:
+    campaign = config.campaign
+    if campaign is None:
+        return
+    twice = sorted({seed for seed in campaign.seeds if campaign.seeds.count(seed) > 1})
+    if twice:
+        message = f"{', '.join(map(str, twice))} is there more than once; every seed is one run"
+        yield Finding("campaign.seeds", message)
+    if "training.seed" in written:
+        message = "a campaign takes its seeds from [campaign].seeds"
+        yield idle("training.seed", message)
+    if config.algorithm.algorithm_mode and not any(
+        condition.config.algorithm.algorithm_mode for condition in conditions
+    ):
+        reason = "every condition sets its advantage_mode and transform_mode"
+        yield idle("algorithm.algorithm_mode", reason)
+    yield from _devices(campaign)
+    if not campaign.parallel:
+        for key in ("max_workers", "stagger_seconds", "devices"):
+            if f"campaign.{key}" in written and getattr(campaign, key):
+                yield idle(f"campaign.{key}", "parallel = false trains one run after another")
+    if config.logging.wandb_run_name and len(conditions) * len(campaign.seeds) > 1:
+        message = "gives every run of the campaign the same name; left out, each has its own"
+        yield Finding("logging.wandb_run_name", message, is_error=False)
+    seen: dict[str, Condition] = {}
+    for condition in conditions:
+        first = seen.setdefault(condition.config.model_dump_json(), condition)
+        if first is not condition and first.label != condition.label:
+            message = f"trains exactly what {first.label} trains"
+            yield Finding(condition.place, message, is_error=False)
+    if len(campaign.seeds) == 1 and len(conditions) > 1:
+        message = "one seed gives no interval: a difference between conditions may be chance"
+        yield Finding("campaign.seeds", message, is_error=False)
+
+
+def _devices(campaign: CampaignConfig) -> Iterator[Finding]:
+    devices = campaign.device_list
+    for device in devices:
+        if problem := no_device(device):
+            yield Finding("campaign.devices", problem)
+    twice = sorted({d for d in devices if d.startswith("cuda") and devices.count(d) > 1})
+    if twice:
+        message = f"{twice[0]} is there more than once; each device takes one worker"
+        yield Finding("campaign.devices", message)
+    if devices and campaign.max_workers > len(devices):
+        message = (
+            f"{campaign.max_workers} workers, but only {len(devices)} in devices, which takes one "
+            "worker each; list more of them, or drop max_workers"
+        )
+        yield Finding("campaign.max_workers", message, ("campaign.devices",))
+
+
+def check_squeeze(config: RetrainConfig, conditions: Sequence[Condition]) -> Iterator[Finding]:
+    squeeze = config.squeeze
+    if squeeze is None:
+        return
+    if config.campaign is None and not squeeze.adapter_path:
+        message = "is missing: [squeeze] without [campaign] is about one adapter; name its folder"
+        yield Finding("squeeze.adapter_path", message)
+    if config.campaign is not None:
+        ranks = {condition.config.model.lora_rank for condition in conditions}
+        for key in ("source_rank", "compress_to"):
+            asked = getattr(squeeze, key)
+            wrong = asked > min(ranks) if key == "compress_to" else asked and {asked} != ranks
+            if wrong:
+                trained = ", ".join(map(str, sorted(ranks)))
+                yield Finding(f"squeeze.{key}", f"{asked}, but the runs train rank {trained}")
+        for key in ("adapter_path", "adapter_name", "output_path"):
+            if getattr(squeeze, key):
+                message = "a campaign squeezes the first run that succeeds, into squeeze/"
+                yield idle(f"squeeze.{key}", message)
+    if squeeze.finetune_steps and not squeeze.check:
+        message = f"{squeeze.finetune_steps} steps are judged by the check; set check = true"
+        yield Finding("squeeze.finetune_steps", message)
+    if squeeze.allocation == "per_module" and squeeze.finetune_steps:
+        message = (
+            f"{squeeze.finetune_steps} steps would need an adapter of one rank to train on; set "
+            'allocation = "uniform"'
+        )
+        yield Finding("squeeze.finetune_steps", message)
+    rank = squeeze.source_rank
+    if rank and squeeze.compress_to > rank:
+        yield Finding("squeeze.compress_to", f"{squeeze.compress_to} is above source_rank = {rank}")
+    if beyond := [target for target in squeeze.target_ranks if rank and target > rank]:
+        yield Finding("squeeze.target_ranks", f"{beyond[0]} is above source_rank = {rank}")
+    if problem := no_device(squeeze.device):
+        yield Finding("squeeze.device", problem)
