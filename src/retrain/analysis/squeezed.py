@@ -39,7 +39,8 @@ def squeeze_text(document: Mapping[str, Any]) -> str:
         )
         if check := document["check"]:
             parts.append(check_text(compressed["rank"], 0, check))
-        if tuned := document["finetuned"]:
+        tuned = document["finetuned"]
+        if tuned and tuned["status"] == "done":
             parts.append(check_text(compressed["rank"], tuned["steps"], tuned))
     return "\n\n".join(parts)
 

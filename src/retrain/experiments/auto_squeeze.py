@@ -75,6 +75,9 @@ class AutoSqueeze:
             self._process.kill()
             self._process.wait()
             self._process = None
+            with contextlib.suppress(OSError):
+                # The next resume makes it.
+                self._note(status="pending")
 
     def _start(self) -> None:
         done = [run for run in self._manifest.data["runs"] if run["status"] == "done"]

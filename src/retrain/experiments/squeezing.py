@@ -243,9 +243,13 @@ def _finetune(
             condition=name,
             on_row=lambda row: tell(int(row["step"]) + 1, steps),
         )
+    outcome = {"steps": trained.steps, "status": trained.status, "folder": str(run_dir)}
+    if trained.status != "done":
+        _say(console, f"training the compressed adapter on {trained.status}: {trained.message}")
+        return outcome
     check = asdict(checker.compare(run_dir / FINAL_FOLDER))
     _say(console, "\n" + check_text(result.rank, trained.steps, check))
-    return {"steps": trained.steps, "status": trained.status, "folder": str(run_dir), **check}
+    return outcome | check
 
 
 def _config_of(loaded: LoadedConfig, adapter: Path, written: set[str]) -> RunConfig:
