@@ -44,9 +44,10 @@ alike; `--seeds 1,2,3` gives a campaign its seeds. Three rules avoid surprises:
 - A campaign takes its seeds from `[campaign].seeds` and a single run from `[training].seed`, so
   `--seed` with a campaign and `--seeds` with a single run are errors.
 
-Relative paths of inputs (`[data].path`, a model folder, `[plugins].search_paths`) are taken from
-the TOML file's folder, and modules beside the file can be named as plugins. `[logging].log_dir` is
-taken from the folder where `retrain` is started.
+Relative paths of inputs (`[data].path`, a model folder, `[squeeze].adapter_path`,
+`[plugins].search_paths`) are taken from the TOML file's folder, and modules beside the file can be
+named as plugins. `[logging].log_dir` and `[squeeze].output_path` are taken from the folder where
+`retrain` is started.
 
 ## Conditions
 

@@ -83,7 +83,7 @@ def squeeze_alone(
     finally:
         if not (folder / SQUEEZE_FILE).exists():
             shutil.rmtree(folder)
-    _track(loaded.config.logging, folder, console)
+    _track(loaded.config.logging, folder, Console(stderr=True) if as_json else console)
     if as_json:
         console.file.write((folder / SQUEEZE_FILE).read_text(encoding="utf-8"))
     else:
