@@ -56,11 +56,6 @@ def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfi
     return reading.loaded, [*reading.loaded.warnings, *found.warnings]
 
 
-def preflight(loaded: LoadedConfig) -> list[str]:
-    """Try the parts of a config; the warnings, those of the config itself included."""
-    return check_reading(Reading(loaded, ()))[1]
-
-
 class _Findings:
     """Errors and warnings, each once, however many conditions share its cause."""
 

@@ -18,11 +18,11 @@ import pytest
 
 from retrain import campaign as front_door
 from retrain.config.dump import read_run_config
-from retrain.config.load import config_from_mapping
+from retrain.config.load import config_from_mapping, read_mapping
 from retrain.config.schema import LoggingConfig, RunConfig
 from retrain.errors import ConfigError
 from retrain.files import RunRecord, read_json, read_jsonl
-from retrain.preflight import preflight
+from retrain.preflight import check_reading
 from retrain.tracking import wandb_tracker
 from retrain.tracking.wandb_process import init_arguments, numbers
 from retrain.training.loop import RunStopped
@@ -280,7 +280,7 @@ def test_a_missing_package_is_refused_before_any_work(
     assert not wandb_tracker.is_installed()
     tables = {**TINY, "logging": {**OFFLINE, "log_dir": str(tmp_path / "logs")}}
     with pytest.raises(ConfigError) as refused:
-        preflight(config_from_mapping(tables))
+        check_reading(read_mapping(tables))
     (issue,) = refused.value.issues
     assert issue.key == "logging.wandb_project"
     assert issue.message == (

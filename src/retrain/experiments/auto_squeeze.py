@@ -76,8 +76,8 @@ class AutoSqueeze:
             self._process.wait()
             self._process = None
             with contextlib.suppress(OSError):
-                # The next resume makes it.
                 self._note(status="pending")
+            self._say("the squeeze was stopped; the next retrain resume makes it")
 
     def _start(self) -> None:
         done = [run for run in self._manifest.data["runs"] if run["status"] == "done"]

@@ -111,9 +111,9 @@ class _Training:
         squeeze = AutoSqueeze(self._manifest, view.say)
         with (
             StopSignals(insist=executor.kill) as signals,
-            contextlib.closing(squeeze),
             executor,
             view,
+            contextlib.closing(squeeze),
         ):
             try:
                 executor.submit(list(self._jobs.values()))
@@ -128,7 +128,8 @@ class _Training:
                     )
                     self._take(executor.stop(), retry=False)
                 self._manifest.settle()
-                squeeze.wait(lambda: signals.stop)
+                if not signals.stop:
+                    squeeze.wait(lambda: signals.stop)
             except (OSError, LockLostError) as error:
                 executor.stop()
                 raise self._explained(error) from error
