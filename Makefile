@@ -10,9 +10,10 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 # For `make chaos`: how many processes are killed, and by which random order.
 KILLS  ?= 60
 SEED   ?= 1
+PROPERTIES = $(shell grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format chaos bench docs model clean
+.PHONY: help quickstart test lint format chaos fuzz bench docs model clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -34,6 +35,9 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 
 chaos: $(VENV)/.installed  ## kill and resume campaigns 60 times; every file must come out the same
 	@$(BIN)/python tests/integration/chaos.py --kills $(KILLS) --seed $(SEED)
+
+fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has drawn before
+	@HYPOTHESIS_PROFILE=fuzz $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PROPERTIES)
 
 bench: $(VENV)/.installed-bench  ## this trainer's step beside TRL's, in one run
 	@$(BIN)/python benchmarks/step_vs_trl.py
@@ -63,6 +67,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-$(VENV)/.installed-bench: $(VENV)/.installed
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has drawn before
+	@HYPOTHESIS_PROFILE=fuzz $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PROPERTIES)
+
+bench: $(VENV)/.installed
 	@$(PIP) -e '.[bench]'
 	@touch $@

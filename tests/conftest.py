@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -24,6 +26,12 @@ from transformers import (
 )
 
 from retrain.models.lora import LoraAdapter, LoraSpec, short_names, target_modules
+
+# A property draws the same examples every time, so that a change is judged by what it changes;
+# `make fuzz` draws new ones.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # What `nohup` or a shell's background job ignores, every program that a test starts would ignore.
 signal.signal(signal.SIGINT, signal.default_int_handler)

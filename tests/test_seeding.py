@@ -106,7 +106,7 @@ def test_keys_are_the_same_in_another_process():
     assert int(answer.stdout) == seeding.key(42, "sample", 1, "x")
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.text(max_size=5))
 def test_draws_are_uniform_and_uncorrelated(seed, purpose):
     rows, positions = 64, 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from retrain.config.load import Override, parse_set, read_mapping
@@ -65,11 +65,12 @@ files = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(
     files,
     st.lists(st.tuples(st.sampled_from(list(TABLES)), st.text(max_size=5), values), max_size=2),
 )
+@example({}, [("squeeze", "\n", [])])
 def test_reading_gives_a_config_and_issues(
     file: dict[str, Any], given: list[tuple[str, str, Any]]
 ) -> None:
@@ -88,7 +89,7 @@ def test_reading_gives_a_config_and_issues(
             assert again.issues == ()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(files)
 def test_trying_the_parts_ends_in_words_too(file: dict[str, Any]) -> None:
     reading = read_mapping(file)

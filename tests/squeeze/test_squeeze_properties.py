@@ -42,7 +42,7 @@ def written(shape: dict[str, float], **options: object) -> Iterator[Path]:
         yield write_adapter(Path(name) / "source", random_factors(**shape), **options)  # type: ignore[arg-type]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(shape=ADAPTERS, data=st.data(), rslora=st.booleans(), alpha=st.sampled_from([1, 16, 0.3]))
 def test_errors_are_the_tail_and_the_scaling_is_kept(
     shape: dict[str, float], data: st.DataObject, rslora: bool, alpha: float
@@ -78,7 +78,7 @@ def test_errors_are_the_tail_and_the_scaling_is_kept(
             )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(shape=ADAPTERS, threshold=st.sampled_from([0.05, 0.5, 0.9, 0.95, 0.999, 1.0]))
 def test_retention_rises_to_one_and_the_recommendation_is_minimal(
     shape: dict[str, float], threshold: float
@@ -101,7 +101,7 @@ def test_retention_rises_to_one_and_the_recommendation_is_minimal(
     assert best == 1 or analysis.mean_variance[best - 1] < threshold - 1e-12
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(shape=ADAPTERS, seed=st.integers(0, 99))
 def test_what_counts_is_the_product(shape: dict[str, float], seed: int) -> None:
     """(B R) (R^-1 A) is the same update as B A, however ill-conditioned R is."""
@@ -119,7 +119,7 @@ def test_what_counts_is_the_product(shape: dict[str, float], seed: int) -> None:
         assert two.mean_variance[rank] == pytest.approx(kept, abs=1e-9)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(shape=ADAPTERS, data=st.data())
 def test_cutting_twice_is_cutting_once(shape: dict[str, float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, int(shape["rank"])))
@@ -251,7 +251,7 @@ def test_modules_of_unequal_rank_keep_all_from_their_own_rank_on(tmp_path: Path)
         assert settings.scaling(settings.alpha_of(name), rank) == pytest.approx(before)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 6))
 def test_per_module_keeps_at_least_as_much_for_no_more_parameters(seed: int, k: int) -> None:
     rng = np.random.default_rng(seed)

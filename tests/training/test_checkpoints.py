@@ -91,7 +91,7 @@ class TestWrittenAside:
 
 
 class TestWhichRemain:
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings(max_examples=40)
     @given(
         save_every=st.integers(0, 4),
         keep_last=st.integers(0, 3),

@@ -296,7 +296,7 @@ def unknown_condition_key(key: str, value: object) -> str:
     return f"unknown key in [[campaign.conditions]]{did_you_mean(key, plain)}"
 
 
-def _bare(key: str) -> str:
+def bare(key: str) -> str:
     """A key as TOML writes it: with quotes when it has other than word characters."""
     return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key)
 
@@ -306,14 +306,14 @@ def issue_at(location: Sequence[str | int], kind: str, value: object) -> tuple[s
     table, *rest = location
     table = str(table)
     if table not in TABLES:
-        return _bare(table), unknown_top_level(table, value)
+        return bare(table), unknown_top_level(table, value)
     if not rest:
         return table, f"{show(value)} is no table; write [{table}] with its keys below"
     if location[:2] == ["campaign", "conditions"]:
         return _condition_issue(location, kind, value)
     key = str(rest[0])
     if kind == "extra_forbidden" and len(rest) == 1:
-        return f"{table}.{_bare(key)}", unknown_key(table, key)
+        return f"{table}.{bare(key)}", unknown_key(table, key)
     return f"{table}.{key}", explain_value(value, key_schema(table, key))
 
 
@@ -326,5 +326,5 @@ def _condition_issue(location: Sequence[str | int], kind: str, value: object) ->
         return where, f"{show(value)} is no table; write [[campaign.conditions]] with keys below"
     key = str(location[3])
     if kind == "extra_forbidden":
-        return f"{where}.{_bare(key)}", unknown_condition_key(key, value)
+        return f"{where}.{bare(key)}", unknown_condition_key(key, value)
     return f"{where}.{key}", explain_value(value, key_schema("campaign.conditions", key))

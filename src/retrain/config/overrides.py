@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from retrain.config.messages import TABLES
+from retrain.config.messages import TABLES, bare
 from retrain.config.schema import Table
 from retrain.errors import ConfigIssue, InputError
 
@@ -31,7 +31,12 @@ class Override:
     @property
     def place(self) -> str:
         """`table.key`, without the part inside a table of parameters."""
-        return f"{self.table}.{self.key.partition('.')[0]}"
+        return place(self.table, self.key)
+
+
+def place(table: str, key: str) -> str:
+    """Where a message says that an override belongs: `table.key`, as TOML writes names."""
+    return f"{bare(table)}.{bare(key.partition('.')[0])}"
 
 
 def parse_set(text: str) -> Override:
@@ -88,7 +93,7 @@ def apply(
             if not isinstance(values.get(table), dict | None):
                 continue
             _put(values.setdefault(table, {}), key.split("."), override.value)
-            sources[f"{table}.{key.partition('.')[0]}"] = override.source
+            sources[place(table, key)] = override.source
     return sources, issues
 
 
