@@ -26,6 +26,7 @@ GIB = 2**30
 EXTRAS = {
     "dev": "running the tests and linters: make test, make lint",
     "wandb": "tracking with Weights & Biases: [logging].wandb_project",
+    "trackio": 'tracking on this machine: [logging].trackers = ["trackio"]',
     "bench": "comparing speed with TRL: make bench",
 }
 """What each extra of the package gives."""

@@ -14,9 +14,12 @@ from dataclasses import replace
 
 from retrain.config.campaign_checks import check_campaign, check_squeeze
 from retrain.config.conditions import Condition
+from retrain.config.data_checks import check_data
 from retrain.config.findings import Finding, idle, no_device
 from retrain.config.messages import near, show
+from retrain.config.reward_checks import check_reward
 from retrain.config.schema import RetrainConfig, RunConfig
+from retrain.config.tracking_checks import check_tracking
 
 LOSS_KEYS = {
     "eps_low": ("ppo", "gspo"),
@@ -81,10 +84,11 @@ def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     yield from _sampling(run)
     yield from _loss(run, written)
     yield from _algorithm(run, written)
-    yield from _data_and_reward(run, written)
+    yield from check_data(run, written)
+    yield from check_reward(run, written)
     yield from _evaluation(run, written)
     yield from _places(run, written)
-    yield from _tracking(run, written)
+    yield from check_tracking(run, written)
 
 
 def without_idle(run: RunConfig) -> RunConfig:
@@ -222,30 +226,6 @@ def _algorithm(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         yield Finding("gtpo.beta", message, is_error=False)
 
 
-def _data_and_reward(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
-    data, reward = run.data, run.reward
-    if data.source == "jsonl" and not data.path:
-        message = 'is missing; source = "jsonl" needs the file, e.g. path = "problems.jsonl"'
-        yield Finding("data.path", message, ("data.source",))
-    if data.source == "arithmetic":
-        if data.path:
-            reason = 'source = "arithmetic"; write source = "jsonl" to train on the file'
-            yield idle("data.path", reason, "data.source", is_error=True)
-        for key in ("max_examples", "shuffle"):
-            if f"data.{key}" in written:
-                yield idle(f"data.{key}", "arithmetic draws its problems without end")
-    if reward.type == "custom":
-        for key, example in (("custom_module", "my_rewards"), ("custom_function", "score")):
-            if not getattr(reward, key):
-                message = f'is missing; type = "custom" needs it, e.g. {key} = "{example}"'
-                yield Finding(f"reward.{key}", message, ("reward.type",))
-    else:
-        for key in ("custom_module", "custom_function", "correct_threshold"):
-            if f"reward.{key}" in written:
-                reason = f'type = {show(reward.type)}; it is for "custom"'
-                yield idle(f"reward.{key}", reason, "reward.type", is_error=True)
-
-
 def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     evaluation = run.evaluation
     if evaluation.num_problems == 0:
@@ -283,16 +263,3 @@ def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     elif "logging.strategic_grams" in written and not grams:
         message = "is empty, which takes the 18 built-in phrases"
         yield Finding("logging.strategic_grams", message, is_error=False)
-
-
-def _tracking(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
-    project = run.logging.wandb_project
-    if not project:
-        for key in sorted(key for key in written if key.startswith("logging.wandb_")):
-            yield idle(key, "wandb_project is empty, which turns Weights & Biases off")
-    elif bad := sorted(set(project) & set("/\\#?%:")):
-        yield Finding(
-            "logging.wandb_project",
-            f"{show(project)} cannot be a project's name: it has {' '.join(bad)}"
-            + ("; the user or team goes into wandb_entity" if "/" in bad else ""),
-        )

@@ -235,11 +235,12 @@ def unknown_key(table: str, key: str) -> str:
     homes = [name for name, model in TABLES.items() if key in model.model_fields]
     if synonym in known:
         return f"unknown key in [{table}]; did you mean {synonym}?"
-    if homes:
+    own = near(key, known)
+    if homes and not any(name.endswith(f"_{key}") for name in own):
         places = " or ".join(f"[{name}]" for name in homes)
         return f"unknown key in [{table}]; it belongs in {places}"
-    if near(key, known):
-        return f"unknown key in [{table}]{did_you_mean(key, known)}"
+    if own:
+        return f"unknown key in [{table}]; did you mean {own[0]}?"
     if key == "conditions":
         return f"unknown key in [{table}]; conditions are written as [[campaign.conditions]]"
     elsewhere = [

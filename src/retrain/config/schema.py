@@ -57,6 +57,13 @@ class ModelConfig(Table):
     lora_targets: Literal["all-linear"] | Names = "all-linear"
     """`"all-linear"` (every linear layer but the output head), or a list of module names such
     as `["q_proj", "v_proj"]`."""
+    local_files_only: bool = False
+    """Take a hub model only from what is on this machine already; never ask the network."""
+    chat_template_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the model's chat template, e.g. `{ enable_thinking = false }`."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """How models compute attention that run through their own Hugging Face code; `auto` takes
+    the best that is installed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen base weights. `auto`: float32 on a CPU, bfloat16 on a GPU. The adapter
     and its optimizer are always float32."""
@@ -181,6 +188,13 @@ class TrainingConfig(Table):
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Padded tokens computed at once inside an optimizer step; changes memory and speed, never
     the result."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute a layer's activations a second time in the backward pass instead of keeping them:
+    slower, and far less memory. `auto`: when they would not fit otherwise. Changes memory and
+    speed, never the result."""
+    decode_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Completions decoded at once; the others wait for a free place. `auto`: as many as the
+    memory holds with their keys and values up to `max_tokens`."""
     save_every: Count = 20
     """Steps between checkpoints; 0 keeps only the final adapter."""
     keep_last: Count = 0
@@ -194,29 +208,110 @@ class DataConfig(Table):
     """`[data]`: the task."""
 
     source: Annotated[str, Field(min_length=1)] = "arithmetic"
-    """`arithmetic` (embedded, endless), `jsonl` (a file), or a dotted path to a function that
+    """`arithmetic` (embedded, endless), `jsonl` or `parquet` (files), `hub` (any data set of the
+    Hugging Face hub), `math` (hendrycks MATH from the hub), or a dotted path to a function that
     returns a task."""
     path: str = ""
-    """The file, for `jsonl`: one object a line with `prompt`, `answer`, and optionally `id`,
-    `domain`, `split` (`train` or `held_out`)."""
+    """The file, for `jsonl` and `parquet`, or the data set's id, for `hub`, e.g.
+    `"openai/gsm8k"`."""
+    held_out_path: str = ""
+    """A second file with the held-out problems; empty holds out what `path` marks, or a tenth."""
+    subset: str = ""
+    """For `hub`: the data set's configuration, where it has several."""
+    split: str = "train"
+    """For `hub`: the split to train on."""
+    held_out_split: str = ""
+    """For `hub`: the split that is held out; empty holds out a tenth of `split`."""
+    revision: str = ""
+    """For `hub` and `math`: branch, tag or commit of the data set; empty takes the default
+    branch."""
+    subjects: Names = [
+        "intermediate_algebra",
+        "precalculus",
+        "number_theory",
+        "counting_and_probability",
+        "geometry",
+    ]
+    """For `math`: the subjects to train on and to evaluate; the data set also has `algebra` and
+    `prealgebra`."""
+    prompt_key: Annotated[str, Field(min_length=1)] = "prompt"
+    """Field of a row with the prompt: text, or a list of chat messages."""
+    answer_key: Annotated[str, Field(min_length=1)] = "answer"
+    """Field of a row with the reference answer. Dots go into nested fields:
+    `"reward_model.ground_truth"`."""
+    domain_key: str = "domain"
+    """Field of a row with its domain; rows without it are of the domain `default`."""
+    system_prompt: str = ""
+    """System message put before every prompt; empty for none."""
+    instruction: str | None = None
+    """Text put below every prompt, e.g. how to write the answer. Unless written: none, and for
+    `math` to reason step by step and to put the answer into `\\boxed{}`."""
+    max_prompt_tokens: Count = 0
+    """Leave out problems whose prompt is longer, and say how many; 0 refuses to start when one
+    does not fit into the model's context."""
     max_examples: Count = 0
     """Use only the first so many training problems; 0 uses all."""
     shuffle: bool = True
-    """Visit a file's problems in a new order every epoch (the same for every condition)."""
+    """Visit the problems of a file or data set in a new order every epoch (the same for every
+    condition)."""
 
 
-class RewardConfig(Table):
-    """`[reward]`: how a completion is judged."""
+class RewardKeys(Table):
+    """Keys of one reward, alone or as a component."""
 
-    type: Literal["match", "custom"] = "match"
-    """`match`: the last `\\boxed{}` equals the reference answer. `custom`: your function."""
     custom_module: str = ""
     """For `custom`: the module, e.g. `my_rewards`."""
     custom_function: str = ""
-    """For `custom`: the function in it, `fn(response, reference)` -> number; it may also take
-    `problem`."""
+    """For `custom`: the function in it, `fn(response, reference)` -> number, plain or async; it may
+    also take `problem` or `metadata`."""
     correct_threshold: float = 0.5
-    """For `custom`: a reward at or above this counts as correct in `correct_rate`."""
+    """For `custom`, `judge` and `composite`: a reward at or above this counts as correct in
+    `correct_rate`."""
+    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds that judging one completion may take: for `math` (5 unless written), after which it
+    is unverifiable, and for `judge` (60 unless written), after which it is asked again."""
+    base_url: str = ""
+    """For `judge`: an OpenAI-compatible server, e.g. `"http://localhost:8000/v1"`."""
+    model: str = ""
+    """For `judge`: the model's name there."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """For `judge`: the environment variable that holds the key; it may be unset for a server that
+    wants none. The key itself is never written anywhere."""
+    prompt: str = ""
+    """For `judge`: what it is asked, with `{problem}`, `{reference}` and `{response}`; it must ask
+    for a last line `SCORE: <number from 0 to 1>`. Empty takes the built-in one."""
+    concurrency: PositiveInt = 16
+    """For `judge`: requests at the same time."""
+    retries: Count = 5
+    """For `judge`: how often a request that failed is sent again, with growing pauses."""
+    cache_dir: str = ""
+    """For `judge`: folder where verdicts are kept, so that the same completion is not judged
+    twice; empty: `judge_cache` in the log folder."""
+
+
+class RewardComponentConfig(RewardKeys):
+    """`[[reward.components]]`: one part of a composite reward."""
+
+    type: Literal["match", "math", "judge", "custom"]
+    """As `[reward].type`."""
+    weight: float = 1.0
+    """Factor of the part in the sum."""
+    name: str = ""
+    """Name in the metrics, `reward_components/<name>/mean`; empty takes the type."""
+
+
+class RewardConfig(RewardKeys):
+    """`[reward]`: how a completion is judged."""
+
+    type: Literal["match", "math", "judge", "custom", "composite"] = "match"
+    """`match`: the last `\\boxed{}` equals the reference answer as text. `math`: it is the same
+    number, expression, set, … . `judge`: a model on a server says. `custom`: your function.
+    `composite`: the weighted sum of `[[reward.components]]`."""
+    on_failure: Literal["error", "mask"] = "error"
+    """When a judge cannot be had or gives no verdict: stop the run, or `mask` the completion,
+    which leaves it out of its group (counted in the metrics). It is never a silent 0."""
+    components: list[RewardComponentConfig] = Field(default_factory=list)
+    """For `composite`: its parts."""
 
 
 class EvaluationConfig(Table):
@@ -267,6 +362,11 @@ class LoggingConfig(Table):
     """Group of the run there; empty takes the condition."""
     wandb_tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
     """Tags besides the condition and `seed<seed>`."""
+    trackers: list[Literal["wandb", "trackio"]] = ["wandb"]
+    """Where a run with a `wandb_project` is tracked: `wandb`, `trackio` (local, free, with the same
+    fields), or both."""
+    wandb_artifacts: Literal["none", "final", "checkpoints"] = "none"
+    """What is uploaded besides numbers: nothing, the final adapter, or that and the checkpoints."""
     wandb_mode: Literal["online", "offline"] = "online"
     """`offline` only writes into the run's folder, for `wandb sync` to send later."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +60,10 @@ class UpdateStats:
     kl_to_base: float | None
 
 
+OnDone = Callable[[int, int, Completion], None]
+"""(index of the prompt, index of the completion, the completion)."""
+
+
 class NonFiniteUpdateError(Exception):
     """The loss or the gradient was not finite; the weights are untouched."""
 
@@ -104,11 +108,14 @@ class Policy(Protocol):
         prompts: Sequence[IntArray],
         keys: NDArray[np.uint64],
         sampling: SamplingParams,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         """`keys.shape[1]` completions of each prompt.
 
         keys: (prompts, completions); each row's stream of uniform numbers
         (`retrain.seeding.uniforms`). What a row draws depends on its key alone.
+        on_done: called in this thread for every completion as soon as it is finished, while
+        others are still decoded; in any order.
         """
 
     def update(self, batch: TrainBatch, loss: LossConfig, optimizer: OptimizerStep) -> UpdateStats:

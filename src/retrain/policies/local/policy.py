@@ -19,6 +19,7 @@ from retrain.policies.local.loss import LossParts, LossRows, policy_loss
 from retrain.policies.local.sampler import sample
 from retrain.policies.policy import (
     NonFiniteUpdateError,
+    OnDone,
     OptimizerStep,
     UpdateStats,
 )
@@ -67,12 +68,18 @@ class LocalPolicy:
         prompts: Sequence[IntArray],
         keys: NDArray[np.uint64],
         sampling: SamplingParams,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         with torch.no_grad():
             session = self.base.engine.session(self.adapter)
-        return sample(
+        groups = sample(
             session, self.codec, prompts, keys, sampling, self.base.context, self.base.device
         )
+        if on_done is not None:
+            for i, group in enumerate(groups):
+                for j, completion in enumerate(group):
+                    on_done(i, j, completion)
+        return groups
 
     def update(self, batch: TrainBatch, loss: LossConfig, optimizer: OptimizerStep) -> UpdateStats:
         learning = batch.mask if loss.kl_coef > 0 else batch.credit != 0
