@@ -324,9 +324,9 @@ class GemmSpeed:
     def __init__(self, engine: Any, rows: int) -> None:
         import torch
 
-        self._layers = len(engine.layers)
-        self._attention_width = engine.heads * engine.head_dim
-        shapes = [tuple(product.weight.shape) for product in engine.layers[0].products]
+        self._layers = len(engine.model.layers)
+        self._attention_width = engine.model.heads * engine.model.head_dim
+        shapes = [tuple(product.weight.shape) for product in engine.model.layers[0].products]
         self._shapes = dict(zip(("qkv", "o", "gate_up", "down"), shapes, strict=True))
         self._shapes["head"] = tuple(engine.head.shape)
         self._work: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = {}

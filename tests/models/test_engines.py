@@ -14,7 +14,9 @@ from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
 from torch import Tensor
 
 from retrain.models.engine import Engine, Rows, Session, pad_ids
-from retrain.models.fused import FusedEngine, supports
+from retrain.models.factored import FactoredEngine
+from retrain.models.fused import FusedEngine
+from retrain.models.llama import supports
 from retrain.models.lora import LoraAdapter
 from retrain.models.modules import ModuleEngine
 
@@ -63,10 +65,10 @@ def reference(model: Any) -> Tensor:
 
 def engines(module: Any) -> list[Engine]:
     module = copy.deepcopy(module)
-    return [FusedEngine(module), ModuleEngine(module)]
+    return [FusedEngine(module), FactoredEngine(module), ModuleEngine(module)]
 
 
-@pytest.mark.parametrize("engine_index", [0, 1], ids=["fused", "modules"])
+@pytest.mark.parametrize("engine_index", [0, 1, 2], ids=["fused", "factored", "modules"])
 class TestAgainstPeft:
     def test_logprobs(self, any_module: Any, engine_index: int, tmp_path: Path) -> None:
         adapter = make_adapter(any_module)
@@ -120,8 +122,8 @@ class TestAgainstPeft:
         session = engines(any_module)[engine_index].session(adapter)
         ids = torch.randint(0, VOCABULARY, (6, 5), generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
-            cache, logits = session.prefill(PROMPTS, 8)
-            cache.repeat(2)
+            cache, logits = session.prefill(PROMPTS, 17)
+            cache.select(torch.arange(3).repeat_interleave(2))
             logits = logits.repeat_interleave(2, 0)
             kept = torch.arange(6)
             found = torch.full((6, 5), float("nan"))

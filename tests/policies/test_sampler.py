@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from retrain import seeding
 from retrain.errors import InputError
 from retrain.models.engine import Rows, pad_ids
+from retrain.models.factored import FactoredEngine
 from retrain.models.fused import FusedEngine
 from retrain.models.modules import ModuleEngine
 from retrain.policies.local.sampler import draw_tokens, sample
@@ -24,6 +25,9 @@ class PlainCodec:
     """Token ids as text; several end tokens."""
 
     eos_ids = (0, 1, 2, 3, 4, 5)
+
+    def decode(self, row: np.ndarray) -> str:
+        return " ".join(str(i) for i in row)
 
     def decode_batch(self, rows: list[np.ndarray]) -> list[str]:
         return [" ".join(str(i) for i in row) for row in rows]
@@ -109,7 +113,7 @@ def test_entropy_is_that_of_the_whole_distribution() -> None:
     torch.testing.assert_close(drawn.entropies, torch.tensor([np.log(2.0), np.log(3.0)]).float())
 
 
-@pytest.mark.parametrize("engine", [FusedEngine, ModuleEngine])
+@pytest.mark.parametrize("engine", [FusedEngine, FactoredEngine, ModuleEngine])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_match_a_plain_forward_pass(
     any_module: Any, engine: Any, temperature: float

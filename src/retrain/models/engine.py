@@ -1,8 +1,9 @@
 """How a base model computes: the interface of the two engines, and the batch they work on.
 
-`FusedEngine` is a functional forward pass for Llama-like models whose weights, with the adapter
-merged in, fit in memory once more: the fast path for small models. `ModuleEngine` runs any
-Hugging Face causal LM through its own module, with the adapter as low-rank side products.
+`FusedEngine` and `FactoredEngine` are functional forward passes for Llama-like models: the first
+with the adapter merged into a second copy of the weights, the fast path for small models on a CPU;
+the second with the adapter as low-rank products beside weights of any size and type, the path for
+a GPU. `ModuleEngine` runs any Hugging Face causal LM through its own module.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from retrain.models.lora import LoraAdapter
+from retrain.models.shape import EngineKind
 from retrain.types import IntArray
 
 
@@ -42,11 +44,18 @@ class Prompts(Protocol):
 class Cache(Protocol):
     """Keys and values of running rows."""
 
-    def repeat(self, times: int) -> None:
-        """Make every row `times` rows, next to each other."""
-
     def select(self, index: Tensor) -> None:
-        """Keep the rows of `index` (kept,)."""
+        """Take the rows of `index` (taken,), in that order; a row may be taken more than once."""
+
+
+class RefillableCache(Cache, Protocol):
+    """A cache whose finished rows can make room for others while the rest goes on."""
+
+    def retire(self, places: Tensor) -> None:
+        """What stands at `places` is not needed any more."""
+
+    def replace(self, places: Tensor, other: Cache) -> None:
+        """Put the rows of `other`, a cache with no more room than this one, at `places`."""
 
 
 class Session(Protocol):
@@ -55,9 +64,9 @@ class Session(Protocol):
     All logits are float32 (…, vocabulary) and not yet scaled by a temperature.
     """
 
-    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
-        """One pass over the prompts -> cache of one row a prompt, next-token logits
-        (prompts, vocabulary)."""
+    def prefill(self, prompts: Sequence[IntArray], room: int) -> tuple[Cache, Tensor]:
+        """One pass over the prompts -> cache of one row a prompt, with room for so many tokens in
+        all, and next-token logits (prompts, vocabulary)."""
 
     def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
         """Append one token a row (rows,) -> next-token logits (rows, vocabulary)."""
@@ -77,14 +86,21 @@ class Session(Protocol):
 class Engine(Protocol):
     """A base model that opens sessions; it keeps nothing of an adapter between them.
 
+    kind:              its name in messages and estimates.
     rows_hold_prompts: whether `logprobs` computes a row's prompt anew, which then counts against
-    the size of a micro-batch.
+                       the size of a micro-batch.
+    refills:           whether its caches are `RefillableCache`s.
     """
 
+    kind: EngineKind
     rows_hold_prompts: bool
+    refills: bool
 
-    def session(self, adapter: LoraAdapter | None, train: bool = False) -> Session:
-        """`adapter=None` is the base model alone."""
+    def session(
+        self, adapter: LoraAdapter | None, train: bool = False, checkpointing: bool = False
+    ) -> Session:
+        """`adapter=None` is the base model alone. checkpointing: in training, layers compute
+        their activations a second time in the backward pass instead of keeping them."""
 
 
 def pad_ids(
@@ -99,8 +115,3 @@ def pad_ids(
         ids[i, span] = torch.from_numpy(row)
         mask[i, span] = True
     return ids.to(device), mask.to(device)
-
-
-def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) at the given tokens: (n, vocabulary), (n,) -> (n,)."""
-    return -torch.nn.functional.cross_entropy(logits / temperature, token_ids, reduction="none")

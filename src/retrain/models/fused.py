@@ -5,79 +5,26 @@ models: query/key/value and gate/up are one product each; the adapter is merged 
 instead of being multiplied for every token, and the gradient of the merged weights is turned
 into the factors' gradients once an optimizer step; each prompt is computed once for all its
 completions, in training too; the head runs on completion positions only.
-
-Left out of the architectures it covers: sliding windows, attention and residual dropout (always
-off here), mixtures of experts, and every model type not in `SUPPORTED`; those run through
-`ModuleEngine`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retrain.models.engine import Cache, Prompts, Rows, pad_ids, token_logprobs
+from retrain.models.engine import Cache, Prompts, Rows, pad_ids
+from retrain.models.head import head_logprobs
+from retrain.models.llama import Layer, LlamaWeights, Stack, as_rows, flat
 from retrain.models.lora import LoraAdapter
+from retrain.models.shape import EngineKind
 from retrain.types import IntArray
-
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-
-# Those whose angles depend on the position alone, not on the length of the text.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # Attention scores of longer rows are never held at once.
 _LONGEST_EXPLICIT_SCORES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class _Fused:
-    """Linear layers that share their input, as one weight (all outs, in)."""
-
-    names: tuple[str, ...]
-    layers: tuple[nn.Linear, ...]
-    weight: Tensor
-    bias: Tensor | None
-
-    @staticmethod
-    def of(named: Sequence[tuple[str, nn.Linear]]) -> _Fused:
-        layers = tuple(layer for _, layer in named)
-        bias: Tensor | None = None
-        if any(layer.bias is not None for layer in layers):
-            parts: list[Tensor] = [
-                layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-                for layer in layers
-            ]
-            bias = torch.cat(parts).detach()
-        return _Fused(
-            names=tuple(name for name, _ in named),
-            layers=layers,
-            weight=torch.cat([layer.weight for layer in layers]).detach(),
-            bias=bias,
-        )
-
-    def slices(self) -> list[tuple[str, slice]]:
-        """Each layer's rows of the fused weight."""
-        spans: list[tuple[str, slice]] = []
-        start = 0
-        for name, layer in zip(self.names, self.layers, strict=True):
-            spans.append((name, slice(start, start + layer.out_features)))
-            start += layer.out_features
-        return spans
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One decoder layer's frozen parts."""
-
-    input_norm: Tensor
-    post_norm: Tensor
-    qk_norm: Tensor | None  # (heads + kv heads, head size): of every query and key head
-    products: tuple[_Fused, _Fused, _Fused, _Fused]  # qkv, o, gate-up, down
 
 
 @dataclass(slots=True)
@@ -94,12 +41,6 @@ class FusedCache:
     bias: Tensor
     positions: Tensor
     used: int
-
-    def repeat(self, times: int) -> None:
-        self.keys = [key.repeat_interleave(times, 0) for key in self.keys]
-        self.values = [value.repeat_interleave(times, 0) for value in self.values]
-        self.bias = self.bias.repeat_interleave(times, 0)
-        self.positions = self.positions.repeat_interleave(times, 0)
 
     def select(self, index: Tensor) -> None:
         self.keys = [key.index_select(0, index) for key in self.keys]
@@ -135,78 +76,27 @@ class FusedPrompts:
             torch.autograd.backward(outputs, gradients)
 
 
-def supports(module: Any) -> bool:
-    """Whether this causal LM is of a kind whose forward pass is written out here."""
-    config = module.config
-    return (
-        config.model_type in SUPPORTED
-        and config.hidden_act == "silu"
-        and getattr(config, "sliding_window", None) is None
-        and module.model.rotary_emb.rope_type in _ROPE_TYPES
-    )
-
-
 class FusedEngine:
     """Llama-like model, float32, adapter merged a session at a time."""
 
+    kind: EngineKind = "fused"
     rows_hold_prompts = False
+    refills = False
 
     def __init__(self, module: nn.Module) -> None:
-        model: Any = module
-        config = model.config
-        self.device: torch.device = next(module.parameters()).device
-        self.heads: int = config.num_attention_heads
-        self.kv_heads: int = config.num_key_value_heads
-        self.head_dim: int = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        self.eps: float = config.rms_norm_eps
-        self.embedding: Tensor = model.model.embed_tokens.weight.detach()
-        self.head: Tensor = model.lm_head.weight.detach()
-        self.final_norm: Tensor = model.model.norm.weight.detach()
-        self._rotary: Any = model.model.rotary_emb
-        self._cos = self._sin = torch.empty(0, 1, self.head_dim, device=self.device)
-        self.layers = [
-            self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(model.model.layers)
-        ]
-
-    def _layer(self, prefix: str, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-
-        def named(owner: str, module: Any, *parts: str) -> _Fused:
-            return _Fused.of([(f"{prefix}.{owner}.{p}", getattr(module, p)) for p in parts])
-
-        qk_norm = None
-        if hasattr(attention, "q_norm"):
-            heads = (self.heads, self.kv_heads)
-            norms = (attention.q_norm.weight, attention.k_norm.weight)
-            qk_norm = torch.cat(
-                [w.detach().expand(n, -1) for w, n in zip(norms, heads, strict=True)]
-            )
-        return _Layer(
-            input_norm=layer.input_layernorm.weight.detach(),
-            post_norm=layer.post_attention_layernorm.weight.detach(),
-            qk_norm=qk_norm,
-            products=(
-                named("self_attn", attention, "q_proj", "k_proj", "v_proj"),
-                named("self_attn", attention, "o_proj"),
-                named("mlp", mlp, "gate_proj", "up_proj"),
-                named("mlp", mlp, "down_proj"),
-            ),
-        )
+        self.model = LlamaWeights(module)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (tokens, 1, head size) at positions (tokens,), as `_rotate` wants them."""
-        needed = int(positions.max()) + 1 if positions.numel() else 0
-        if needed > len(self._cos):
-            every = torch.arange(2 * needed, device=self.device)
-            cos, sin = self._rotary(self.embedding, every[None])
-            first, second = sin[0].chunk(2, -1)
-            self._cos = cos[0].unsqueeze(1)
-            self._sin = torch.cat([-first, second], -1).unsqueeze(1)
-        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        """cos and sin (tokens, 1, head size) at positions (tokens,)."""
+        longest = int(positions.max()) + 1 if positions.numel() else 0
+        cos, sin = self.model.rotary_table(longest)
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
-    def session(self, adapter: LoraAdapter | None, train: bool = False) -> FusedSession:
+    def session(
+        self, adapter: LoraAdapter | None, train: bool = False, checkpointing: bool = False
+    ) -> FusedSession:
+        # What a small model computes fits in any memory that holds its weights three times.
+        del checkpointing
         return FusedSession(self, adapter, train)
 
 
@@ -224,10 +114,11 @@ class FusedSession:
 
     def __post_init__(self) -> None:
         self.weights = [
-            [self._merge(product) for product in layer.products] for layer in self.engine.layers
+            [self._merge(product) for product in layer.products]
+            for layer in self.engine.model.layers
         ]
 
-    def _merge(self, product: _Fused) -> Tensor:
+    def _merge(self, product: Stack) -> Tensor:
         factors = self.adapter.factors if self.adapter is not None else {}
         if not any(name in factors for name in product.names):
             return product.weight
@@ -246,7 +137,7 @@ class FusedSession:
         for prompts in self.computed:
             prompts.backward()
         with torch.no_grad():
-            for layer, weights in zip(self.engine.layers, self.weights, strict=True):
+            for layer, weights in zip(self.engine.model.layers, self.weights, strict=True):
                 for product, weight in zip(layer.products, weights, strict=True):
                     if weight.grad is None:
                         continue
@@ -258,52 +149,53 @@ class FusedSession:
                             factors.grad_a.addmm_(factors.b.T, grad, alpha=adapter.spec.scale)
 
     def prompts(self, prompts: Sequence[IntArray]) -> FusedPrompts:
-        engine = self.engine
-        ids, mask = pad_ids(prompts, engine.device, left=True)
+        engine, model = self.engine, self.engine.model
+        ids, mask = pad_ids(prompts, model.device, left=True)
         count, width = ids.shape
         cos, sin = engine.rotary((mask.cumsum(1) - 1).clamp_min(0).flatten())
         causal = torch.ones(width, width, device=ids.device).tril().bool()
         bias = _bias(mask[:, None, :] & causal)[:, None]
         keys: list[Tensor] = []
         values: list[Tensor] = []
-        x = F.embedding(ids.flatten(), engine.embedding)
-        for index, layer in enumerate(engine.layers):
-            q, k, v = (_rows(z, count, width) for z in self._qkv(x, index, cos, sin))
+        x = F.embedding(ids.flatten(), model.embedding)
+        for index, layer in enumerate(model.layers):
+            q, k, v = (as_rows(z, count, width) for z in self._qkv(x, index, cos, sin))
             keys.append(k)
             values.append(v)
-            if index == len(engine.layers) - 1:
+            if index == len(model.layers) - 1:
                 # Nothing looks at the last layer's output but that of the last token.
                 q, bias = q[:, :, -1:], bias[:, :, -1:]
                 x = x.view(count, width, -1)[:, -1]
-            x = self._finish_layer(x, _flat(_attend(q, k, v, bias)), index, layer)
+            x = self._finish_layer(x, flat(_attend(q, k, v, bias)), index, layer)
         found = FusedPrompts(mask, [*keys, *values, x], self.train)
         if self.train:
             self.computed.append(found)
         return found
 
-    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
+    def prefill(self, prompts: Sequence[IntArray], room: int) -> tuple[Cache, Tensor]:
         found = self.prompts(prompts)
         width = found.mask.shape[1]
-        room = [F.pad(part, (0, 0, 0, max_new_tokens)) for part in found.parts[:-1]]
-        layers = len(self.engine.layers)
-        bias = F.pad(_bias(found.mask), (0, max_new_tokens))[:, None, None]
-        cache = FusedCache(room[:layers], room[layers:], bias, found.mask.sum(1), width)
+        more = room - width
+        roomy = [F.pad(part, (0, 0, 0, more)) for part in found.parts[:-1]]
+        layers = len(self.engine.model.layers)
+        bias = F.pad(_bias(found.mask), (0, more))[:, None, None]
+        cache = FusedCache(roomy[:layers], roomy[layers:], bias, found.mask.sum(1), width)
         return cache, self._logits(found.parts[-1])
 
     def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
         assert isinstance(cache, FusedCache)
-        engine = self.engine
+        engine, model = self.engine, self.engine.model
         count = len(token_ids)
         cos, sin = engine.rotary(cache.positions)
         column = cache.used
         bias = cache.bias[:, :, :, : column + 1]
-        x = F.embedding(token_ids, engine.embedding)
-        for index, layer in enumerate(engine.layers):
+        x = F.embedding(token_ids, model.embedding)
+        for index, layer in enumerate(model.layers):
             q, k, v = self._qkv(x, index, cos, sin)
             cache.keys[index][:, :, column] = k
             cache.values[index][:, :, column] = v
             mixed = _attend(
-                q.view(count, engine.heads, 1, engine.head_dim),
+                q.view(count, model.heads, 1, model.head_dim),
                 cache.keys[index][:, :, : column + 1],
                 cache.values[index][:, :, : column + 1],
                 bias,
@@ -315,67 +207,56 @@ class FusedSession:
 
     def logprobs(self, prompts: Prompts, rows: Rows, temperature: float) -> Tensor:
         assert isinstance(prompts, FusedPrompts)
-        engine, layers = self.engine, len(self.engine.layers)
+        engine, model = self.engine, self.engine.model
+        layers = len(model.layers)
         prompt_mask = prompts.mask[rows.prompt_index]
         width = prompt_mask.shape[1]
         r, t = rows.token_ids.shape
         inputs = rows.token_ids[:, :-1]
-        places = torch.arange(t - 1, device=engine.device)
+        places = torch.arange(t - 1, device=model.device)
         cos, sin = engine.rotary((prompt_mask.sum(1)[:, None] + places).flatten())
-        causal = torch.ones(t - 1, t - 1, device=engine.device).tril().bool()
+        causal = torch.ones(t - 1, t - 1, device=model.device).tril().bool()
         visible = torch.cat(
             [prompt_mask[:, None].expand(r, t - 1, width), causal.expand(r, t - 1, t - 1)], 2
         )
         bias = _bias(visible)[:, None]
-        x = F.embedding(inputs.flatten(), engine.embedding)
-        for index, layer in enumerate(engine.layers):
-            q, k, v = (_rows(z, r, t - 1) for z in self._qkv(x, index, cos, sin))
+        x = F.embedding(inputs.flatten(), model.embedding)
+        for index, layer in enumerate(model.layers):
+            q, k, v = (as_rows(z, r, t - 1) for z in self._qkv(x, index, cos, sin))
             keys = torch.cat([prompts.parts[index][rows.prompt_index], k], 2)
             values = torch.cat([prompts.parts[layers + index][rows.prompt_index], v], 2)
-            x = self._finish_layer(x, _flat(_attend(q, keys, values, bias)), index, layer)
+            x = self._finish_layer(x, flat(_attend(q, keys, values, bias)), index, layer)
         first = prompts.parts[-1][rows.prompt_index, None]
         hidden = torch.cat([first, x.view(r, t - 1, first.shape[2])], 1)
-        found = token_logprobs(
-            self._logits(hidden[rows.mask]), rows.token_ids[rows.mask], temperature
+        found = head_logprobs(
+            hidden[rows.mask],
+            self._logits,
+            len(model.head),
+            rows.token_ids[rows.mask],
+            temperature,
         )
         return found.new_zeros(r, t).masked_scatter(rows.mask, found)
 
     def _qkv(self, x: Tensor, index: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         """(tokens, hidden) -> q (tokens, heads, size), k and v (tokens, kv heads, size)."""
-        engine, layer = self.engine, self.engine.layers[index]
-        h, g, d = engine.heads, engine.kv_heads, engine.head_dim
-        normed = self._norm(x, layer.input_norm)
+        model, layer = self.engine.model, self.engine.model.layers[index]
+        normed = model.norm(x, layer.input_norm)
         qkv = F.linear(normed, self.weights[index][0], layer.products[0].bias)
-        qk, v = torch.split(qkv.view(-1, h + 2 * g, d), [h + g, g], 1)
-        if layer.qk_norm is not None:
-            qk = F.rms_norm(qk, (d,), None, self.engine.eps) * layer.qk_norm
-        q, k = torch.split(_rotate(qk, cos, sin), [h, g], 1)
-        return q, k, v
+        return model.split_heads(qkv, layer, cos, sin)
 
-    def _finish_layer(self, x: Tensor, mixed: Tensor, index: int, layer: _Layer) -> Tensor:
+    def _finish_layer(self, x: Tensor, mixed: Tensor, index: int, layer: Layer) -> Tensor:
         """Output product of the attention, residual, and the feed-forward block."""
         _, o, gate_up, down = self.weights[index]
         _, o_part, gate_up_part, down_part = layer.products
         x = _add_product(x, mixed, o, o_part.bias)
-        gate, up = F.linear(self._norm(x, layer.post_norm), gate_up, gate_up_part.bias).chunk(2, -1)
+        gate, up = F.linear(
+            self.engine.model.norm(x, layer.post_norm), gate_up, gate_up_part.bias
+        ).chunk(2, -1)
         return _add_product(x, F.silu(gate) * up, down, down_part.bias)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.engine.eps)
-
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(self._norm(hidden, self.engine.final_norm), self.engine.head)
-
-
-def _rows(x: Tensor, rows: int, tokens: int) -> Tensor:
-    """(rows * tokens, heads, size) -> (rows, heads, tokens, size)"""
-    return x.view(rows, tokens, *x.shape[1:]).transpose(1, 2)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(rows, heads, tokens, size) -> (rows * tokens, heads * size)"""
-    r, h, t, d = x.shape
-    return x.transpose(1, 2).reshape(r * t, h * d)
+        model = self.engine.model
+        return F.linear(model.norm(hidden, model.final_norm), model.head)
 
 
 def _bias(visible: Tensor) -> Tensor:
@@ -383,13 +264,6 @@ def _bias(visible: Tensor) -> Tensor:
     padding row that sees nothing stays finite)."""
     low = torch.finfo(torch.float32).min
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, low)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), half-split layout;
-    the first half of `sin` carries the minus sign."""
-    first, second = x.chunk(2, -1)
-    return torch.addcmul(x * cos, torch.cat([second, first], -1), sin)
 
 
 def _add_product(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Any Hugging Face causal LM through its own module, the adapter added as low-rank side products.
 
-The base weights stay as they are, in any dtype; the adapter's share of a layer's output is
-computed in float32. Slower than `FusedEngine` on small models, and needs no second copy of the
-weights.
+The base weights stay as they are, in any dtype; the adapter's share of a layer's output is computed
+in the same, from float32 masters. Slower than the functional engines, which know only Llama-like
+models.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retrain.models.engine import Cache, Prompts, Rows, pad_ids, token_logprobs
+from retrain.models.engine import Cache, Prompts, Rows, pad_ids
+from retrain.models.head import Head, head_logprobs, token_logprobs
 from retrain.models.lora import LoraAdapter, target_modules
+from retrain.models.shape import EngineKind
 from retrain.types import IntArray
 
 _Leaves = dict[str, tuple[Tensor, Tensor]]
@@ -30,11 +32,6 @@ class ModuleCache:
     inner: Any
     mask: Tensor
     positions: Tensor
-
-    def repeat(self, times: int) -> None:
-        self.inner.batch_repeat_interleave(times)
-        self.mask = self.mask.repeat_interleave(times, 0)
-        self.positions = self.positions.repeat_interleave(times, 0)
 
     def select(self, index: Tensor) -> None:
         self.inner.batch_select_indices(index)
@@ -53,11 +50,14 @@ class ModulePrompts:
 class ModuleEngine:
     """Runs the module; forward hooks add the adapter that the current session names."""
 
+    kind: EngineKind = "modules"
     rows_hold_prompts = True
+    refills = False
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
         self.device: torch.device = next(module.parameters()).device
+        self.head = _plain_head(self.module, self.device)
         self._active: tuple[_Leaves, float] | None = None
         for name, layer in target_modules(module, "all-linear").items():
             layer.register_forward_hook(self._hook(name))
@@ -68,8 +68,9 @@ class ModuleEngine:
                 return output
             leaves, scale = self._active
             a, b = leaves[name]
-            side = F.linear(F.linear(args[0].float(), a), b)
-            return (output.float() + scale * side).to(output.dtype)
+            x = args[0]
+            side = F.linear(F.linear(x, a.to(x.dtype)), (scale * b).to(x.dtype))
+            return output + side
 
         return add_adapter
 
@@ -82,7 +83,10 @@ class ModuleEngine:
         finally:
             self._active = None
 
-    def session(self, adapter: LoraAdapter | None, train: bool = False) -> ModuleSession:
+    def session(
+        self, adapter: LoraAdapter | None, train: bool = False, checkpointing: bool = False
+    ) -> ModuleSession:
+        _set_checkpointing(self.module, train and checkpointing)
         return ModuleSession(self, adapter, train)
 
 
@@ -112,16 +116,17 @@ class ModuleSession:
     def finish(self) -> None:
         """Nothing is missing: backward passes wrote into `adapter.grads`."""
 
-    def _call(self, **inputs: Any) -> Any:
+    def _call(self, only_base: bool = False, **inputs: Any) -> Any:
+        module = self.engine.module.base_model if only_base else self.engine.module
         scale = 0.0 if self.adapter is None else self.adapter.spec.scale
         with (
             self.engine.using(self.leaves, scale),
             nullcontext() if self.train else torch.no_grad(),
         ):
-            return self.engine.module(**inputs)
+            return module(**inputs)
 
-    def prefill(self, prompts: Sequence[IntArray], max_new_tokens: int) -> tuple[Cache, Tensor]:
-        del max_new_tokens  # the module's cache grows as it is needed
+    def prefill(self, prompts: Sequence[IntArray], room: int) -> tuple[Cache, Tensor]:
+        del room  # the module's cache grows as it is needed
         ids, mask = pad_ids(prompts, self.engine.device, left=True)
         out = self._call(
             input_ids=ids,
@@ -157,13 +162,58 @@ class ModuleSession:
         # runs on the last t + 1 columns only.
         ids = torch.cat([prompts.ids[rows.prompt_index], rows.token_ids], 1)
         mask = torch.cat([prompts.mask[rows.prompt_index], rows.mask], 1)
-        out = self._call(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=t + 1,
-        )
-        logits = out.logits[:, :-1][rows.mask].float()
-        found = token_logprobs(logits, rows.token_ids[rows.mask], temperature)
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask.long(),
+            "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+            "use_cache": False,
+        }
+        token_ids, head = rows.token_ids[rows.mask], self.engine.head
+        if head is None:
+            logits = self._call(**inputs, logits_to_keep=t + 1).logits[:, :-1][rows.mask]
+            found = token_logprobs(logits, token_ids, temperature)
+        else:
+            hidden = self._call(only_base=True, **inputs).last_hidden_state
+            vocabulary = self.engine.module.config.get_text_config().vocab_size
+            before = hidden[:, -t - 1 : -1][rows.mask]
+            found = head_logprobs(before, head, vocabulary, token_ids, temperature)
         return found.new_zeros(r, t).masked_scatter(rows.mask, found)
+
+
+def _plain_head(module: Any, device: torch.device) -> Head | None:
+    """The module's way from the last hidden states to logits, if it is one of those known here.
+
+    Architectures scale, cap or shift their logits in ways of their own. So it is tried on a few
+    tokens; None when the outcome is not the module's, whose logits are then computed all at once.
+    """
+    linear, base = module.get_output_embeddings(), module.base_model
+    if linear is None or base is module:
+        return None
+    cap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = linear(hidden).float()
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    ids = torch.arange(4, device=device)[None]
+    with torch.no_grad():
+        wanted = module(input_ids=ids, use_cache=False).logits.float()
+        found = head(base(input_ids=ids, use_cache=False).last_hidden_state)
+    if found.shape != wanted.shape:
+        return None
+    close = (found - wanted).abs().max() <= 0.02 * wanted.abs().max()
+    return head if bool(close) else None
+
+
+def _set_checkpointing(module: Any, on: bool) -> None:
+    """Layers recompute their activations only in training mode; their dropout stays off, as the
+    modules inside them are not set to it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if on and not module.is_gradient_checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    elif not on and module.is_gradient_checkpointing:
+        module.gradient_checkpointing_disable()
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = on

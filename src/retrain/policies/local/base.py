@@ -12,13 +12,17 @@ from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
 from retrain.models.codec import ChatCodec
 from retrain.models.engine import Engine
-from retrain.models.fused import FusedEngine, supports
+from retrain.models.factored import FactoredEngine
+from retrain.models.fused import FusedEngine
+from retrain.models.llama import supports
 from retrain.models.lora import LoraSpec, short_names, target_modules
 from retrain.models.modules import ModuleEngine
+from retrain.models.shape import ModelShape
 from retrain.models.tiny import EMBEDDED_PATH
+from retrain.policies.local.memory import MemoryModel, engine_kind, main_memory
 
-# Merging the adapter keeps a second copy of the weights and their gradients.
-_LARGEST_FUSED_PARAMS = 200_000_000
+# Of a machine that does not tell.
+_UNKNOWN_MEMORY = 8 * 2**30
 
 
 class BaseModel:
@@ -30,11 +34,28 @@ class BaseModel:
         self.name = name
         self.device: torch.device = next(module.parameters()).device
         self.context: int = module.config.max_position_embeddings
-        small = sum(p.numel() for p in module.parameters()) <= _LARGEST_FUSED_PARAMS
-        fused = self.device.type == "cpu" and module.dtype == torch.float32 and small
-        self.engine: Engine = (
-            FusedEngine(module) if fused and supports(module) else ModuleEngine(module)
+        self.shape = ModelShape.of(
+            module.config.to_dict(), {n: p.shape for n, p in module.named_parameters()}
         )
+        self.total_memory = total_memory(self.device)
+        parameters = sum(p.numel() for p in module.parameters())
+        each = module.dtype.itemsize
+        kind = engine_kind(module.config.model_type, parameters, self.device.type, each)
+        if not supports(module):
+            self.engine: Engine = ModuleEngine(module)
+        else:
+            self.engine = FusedEngine(module) if kind == "fused" else FactoredEngine(module)
+
+    def memory(self, adapter_parameters: int, room: int) -> MemoryModel:
+        """What a policy on this base takes. room: tokens of the longest prompt and completion."""
+        each = self.module.dtype.itemsize
+        return MemoryModel(self.shape, self.engine.kind, each, adapter_parameters, room)
+
+    def free_unused(self) -> None:
+        """Give a GPU's memory back that torch keeps for later: a rollout's cache and an update's
+        activations come in other sizes."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def adapter_shapes(self, spec: LoraSpec) -> dict[str, tuple[int, int]]:
         """(out, in) of each layer that `spec` adapts."""
@@ -44,6 +65,13 @@ class BaseModel:
     def adapter_target_names(self, spec: LoraSpec) -> list[str]:
         """`target_modules` as PEFT's config wants them."""
         return short_names(self.module, list(target_modules(self.module, spec.targets)))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device, whoever uses them just now."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return main_memory() or _UNKNOWN_MEMORY
 
 
 def choose_device(device: str) -> torch.device:

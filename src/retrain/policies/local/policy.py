@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,8 @@ from retrain.models.lora import LoraAdapter, LoraSpec
 from retrain.policies.backends import BACKENDS
 from retrain.policies.local.base import BaseModel
 from retrain.policies.local.loss import LossParts, LossRows, policy_loss
-from retrain.policies.local.sampler import sample
+from retrain.policies.local.memory import CPU_MICRO_BATCH, USABLE, fit_update, ran_out_of_memory
+from retrain.policies.local.sampler import Decoding, sample
 from retrain.policies.policy import (
     NonFiniteUpdateError,
     OnDone,
@@ -25,10 +29,33 @@ from retrain.policies.policy import (
 )
 from retrain.types import Completion, IntArray, SamplingParams, TrainBatch
 
+_log = logging.getLogger("retrain")
+
 _OPTIMIZER_FILE = "optimizer.safetensors"
-# Measured on two cores: activations of about this many padded tokens stay in the cache of a CPU
-# core; a GPU wants more.
-_AUTO_MICRO_BATCH = {"cpu": 768, "cuda": 16384}
+_SIZES_FILE = "sizes.json"
+# Tokens drawn between two looks at what has finished; a look makes a GPU wait.
+_STRIDE = {"cpu": 1, "cuda": 16}
+# Tokens of a row of the dry pass.
+_DRY_ROW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is computed at once; None where that is still to be found."""
+
+    micro_batch_tokens: int | None = None
+    checkpointing: bool | None = None
+    decode_rows: int | None = None
+
+    def or_else(self, other: Sizes) -> Sizes:
+        """These, and `other` where they are None."""
+        mine = {key: value for key, value in asdict(self).items() if value is not None}
+        return replace(other, **mine)
+
+    def of_update(self) -> str:
+        """In words, for a message."""
+        recomputing = " and computes activations twice" if self.checkpointing else ""
+        return f"{self.micro_batch_tokens} tokens at once{recomputing}"
 
 
 class LocalPolicy:
@@ -42,8 +69,10 @@ class LocalPolicy:
         spec: LoraSpec,
         seed: int,
         micro_batch_tokens: int | None = None,
+        gradient_checkpointing: bool | None = None,
+        decode_rows: int | None = None,
     ) -> None:
-        """`micro_batch_tokens=None` takes a size that suits the device."""
+        """Sizes that are None are found: so that they fit into the device's memory."""
         self.base = base
         self.codec = base.codec
         self.adapter = LoraAdapter(
@@ -54,7 +83,8 @@ class LocalPolicy:
             base.adapter_target_names(spec),
             base.name,
         )
-        self._micro_batch_tokens = micro_batch_tokens or _AUTO_MICRO_BATCH[base.device.type]
+        self._given = Sizes(micro_batch_tokens, gradient_checkpointing, decode_rows)
+        self.sizes = self._given
         self._params = torch.nn.Parameter(self.adapter.params)
         self._params.grad = self.adapter.grads
         self._optimizer = torch.optim.AdamW([self._params], lr=0.0)
@@ -72,13 +102,22 @@ class LocalPolicy:
     ) -> list[list[Completion]]:
         with torch.no_grad():
             session = self.base.engine.session(self.adapter)
+        longest = max(len(prompt) for prompt in prompts)
+        rows = self.sizes.decode_rows or self.base.memory(
+            self.adapter.num_params, min(longest + sampling.max_tokens, self.base.context)
+        ).rows_that_fit(keys.size, self.base.total_memory, self.base.device.type)
+        self.base.free_unused()
+        smaller: list[int] = []
         groups = sample(
-            session, self.codec, prompts, keys, sampling, self.base.context, self.base.device
+            *(session, self.codec, prompts, keys, sampling, self.base.context, self.base.device),
+            Decoding(rows, _STRIDE[self.base.device.type], self.base.engine.refills),
+            on_done,
+            smaller.append,
         )
-        if on_done is not None:
-            for i, group in enumerate(groups):
-                for j, completion in enumerate(group):
-                    on_done(i, j, completion)
+        if smaller:
+            self.sizes = replace(self.sizes, decode_rows=smaller[-1])
+            message = "the memory does not hold %d completions; from here on %d are decoded at once"
+            _log.warning(message, rows, smaller[-1])
         return groups
 
     def update(self, batch: TrainBatch, loss: LossConfig, optimizer: OptimizerStep) -> UpdateStats:
@@ -86,11 +125,50 @@ class LocalPolicy:
         chosen = np.flatnonzero(learning.any(axis=1))
         if len(chosen) == 0:
             return UpdateStats(0.0, 0.0, False, None, None, None, None, None, None)
+        self.base.free_unused()
+        self._find_sizes(batch)
+        before = self.sizes
+        while True:
+            try:
+                parts = self._gradient(batch, chosen, loss)
+                break
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                smaller = self._smaller(batch, chosen)
+                if smaller is None:
+                    raise MemoryError(
+                        f"the update of one completion of {batch.mask.shape[1]} tokens does not "
+                        "fit into the memory; lower training.max_tokens, or take a larger device"
+                    ) from error
+            # Only here is the memory free: the exception held on to it.
+            self.sizes = smaller
+            self.base.free_unused()
+        if self.sizes != before:
+            _log.warning(
+                "the update did not fit into the memory; from here on it takes %s",
+                self.sizes.of_update(),
+            )
+        total = sum(float(part.loss.detach()) for part in parts)
+        grad_norm = float(self.adapter.grads.norm())
+        if not np.isfinite(total):
+            raise NonFiniteUpdateError(f"the loss is {total}")
+        if not np.isfinite(grad_norm):
+            raise NonFiniteUpdateError(
+                f"the gradient's norm is {grad_norm} (the loss is {total:g})"
+            )
+        self._step(optimizer, grad_norm)
+        return _stats(parts, total, grad_norm, with_base=loss.kl_coef > 0)
+
+    def _gradient(self, batch: TrainBatch, chosen: IntArray, loss: LossConfig) -> list[LossParts]:
+        """The gradient of the chosen rows' loss, into `adapter.grads`."""
         self.adapter.grads.zero_()
         used = np.unique(batch.prompt_index[chosen])
         used_prompts = [batch.prompts[index] for index in used]
         with torch.no_grad():
-            session = self.base.engine.session(self.adapter, train=True)
+            session = self.base.engine.session(
+                self.adapter, train=True, checkpointing=self.sizes.checkpointing or False
+            )
             base = self.base.engine.session(None) if loss.kl_coef > 0 else None
             base_prompts = base.prompts(used_prompts) if base is not None else None
         prompts = session.prompts(used_prompts)
@@ -113,18 +191,63 @@ class LocalPolicy:
                 loss,
             )
             part.loss.backward()  # type: ignore[no-untyped-call]
-            parts.append(part)
+            parts.append(replace(part, loss=part.loss.detach()))
         session.finish()
-        total = sum(float(part.loss.detach()) for part in parts)
-        grad_norm = float(self.adapter.grads.norm())
-        if not np.isfinite(total):
-            raise NonFiniteUpdateError(f"the loss is {total}")
-        if not np.isfinite(grad_norm):
-            raise NonFiniteUpdateError(
-                f"the gradient's norm is {grad_norm} (the loss is {total:g})"
-            )
-        self._step(optimizer, grad_norm)
-        return _stats(parts, total, grad_norm, with_base=base is not None)
+        return parts
+
+    def _find_sizes(self, batch: TrainBatch) -> None:
+        """Fill in what is not settled of the update's sizes, by a dry pass where memory can be
+        measured, else by the formulas."""
+        if self.sizes.micro_batch_tokens and self.sizes.checkpointing is not None:
+            return
+        kind, total = self.base.device.type, self.base.total_memory
+        longest = max(len(prompt) for prompt in batch.prompts) + batch.mask.shape[1]
+        memory = self.base.memory(self.adapter.num_params, longest)
+        given = self.sizes.checkpointing
+        if kind == "cuda":
+            # The optimizer's averages are made by its first step.
+            coming = 0 if self._optimizer.state else memory.optimizer
+            left = int(USABLE[kind] * total) - torch.cuda.memory_allocated(self.base.device)
+            found = fit_update(self._dry_pass, left - coming, kind, given)
+        else:
+            found = memory.update_that_fits(total, kind, given)
+        tokens, checkpointing = found
+        self.sizes = replace(
+            self.sizes,
+            micro_batch_tokens=self.sizes.micro_batch_tokens or tokens,
+            checkpointing=checkpointing,
+        )
+
+    def _dry_pass(self, tokens: int, checkpointing: bool) -> int:
+        """Bytes that a micro-batch of so many tokens takes; leaves nothing behind."""
+        rows = max(1, tokens // _DRY_ROW)
+        ids = torch.zeros((rows, tokens // rows), dtype=torch.long, device=self.base.device)
+        self.base.free_unused()
+        torch.cuda.reset_peak_memory_stats(self.base.device)
+        before = torch.cuda.memory_allocated(self.base.device)
+        try:
+            session = self.base.engine.session(self.adapter, True, checkpointing)
+            prompts = session.prompts([np.zeros(1, dtype=np.int64)])
+            some = Rows(torch.zeros_like(ids[:, 0]), ids, torch.ones_like(ids, dtype=torch.bool))
+            session.logprobs(prompts, some, 1.0).sum().backward()  # type: ignore[no-untyped-call]
+            session.finish()
+        except torch.OutOfMemoryError:
+            return self.base.total_memory
+        finally:
+            self.adapter.grads.zero_()
+        return torch.cuda.max_memory_allocated(self.base.device) - before
+
+    def _smaller(self, batch: TrainBatch, chosen: IntArray) -> Sizes | None:
+        """Sizes that take less memory than the present ones; None when there are none."""
+        parts = list(self._micro_batches(batch, chosen))
+        if any(part.num_rows > 1 for part in parts):
+            extra = self._prompt_tokens(batch)
+            largest = max(part.num_rows * (part.mask.shape[1] + extra) for part in parts)
+            tokens = min(self.sizes.micro_batch_tokens or largest, largest)
+            return replace(self.sizes, micro_batch_tokens=max(1, tokens // 2))
+        if not self.sizes.checkpointing and self._given.checkpointing is None:
+            return replace(self.sizes, checkpointing=True)
+        return None
 
     def logprobs(self, batch: TrainBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Log-probabilities of the batch's completion tokens as they are now, a micro-batch at a
@@ -153,17 +276,22 @@ class LocalPolicy:
         (a single row may). Every part is cut to its longest row."""
         lengths = batch.mask.sum(axis=1)
         order = chosen[np.argsort(lengths[chosen], kind="stable")]
-        longest_prompt = max(len(prompt) for prompt in batch.prompts)
-        extra = longest_prompt if self.base.engine.rows_hold_prompts else 0
+        extra, most = self._prompt_tokens(batch), self.sizes.micro_batch_tokens or CPU_MICRO_BATCH
         start = 0
         for end in range(1, len(order) + 1):
             if end < len(order):
                 padded = (end + 1 - start) * (int(lengths[order[end]]) + extra)
-                if padded <= self._micro_batch_tokens:
+                if padded <= most:
                     continue
             part = batch.rows(order[start:end])
             yield part.cut(int(lengths[order[end - 1]]))
             start = end
+
+    def _prompt_tokens(self, batch: TrainBatch) -> int:
+        """What a row's prompt counts against the size of a micro-batch."""
+        if not self.base.engine.rows_hold_prompts:
+            return 0
+        return max(len(prompt) for prompt in batch.prompts)
 
     def _rows(self, batch: TrainBatch, used: IntArray) -> Rows:
         """`used` holds the indices of the session's prompts, in order."""
@@ -183,6 +311,8 @@ class LocalPolicy:
         state = self._optimizer.state.get(self._params, {})
         tensors = {name: value.detach().cpu() for name, value in state.items()}
         save_file(tensors, folder / _OPTIMIZER_FILE)
+        # What was found out of the memory decides the last bits of what follows.
+        (folder / _SIZES_FILE).write_text(json.dumps(asdict(self.sizes)) + "\n")
 
     def start_from(self, folder: Path) -> None:
         """Take the adapter in `folder` (PEFT format) as the starting point; the optimizer is fresh.
@@ -197,6 +327,9 @@ class LocalPolicy:
         if "step" in state:
             state["step"] = state["step"].cpu()
         self._optimizer.state[self._params] = dict(state)
+        if (folder / _SIZES_FILE).is_file():
+            found = Sizes(**json.loads((folder / _SIZES_FILE).read_text()))
+            self.sizes = self._given.or_else(found)
 
     def export(self, folder: Path) -> None:
         self.adapter.save(folder)
