@@ -328,7 +328,7 @@ class GemmSpeed:
         self._attention_width = engine.model.heads * engine.model.head_dim
         shapes = [tuple(product.weight.shape) for product in engine.model.layers[0].products]
         self._shapes = dict(zip(("qkv", "o", "gate_up", "down"), shapes, strict=True))
-        self._shapes["head"] = tuple(engine.head.shape)
+        self._shapes["head"] = tuple(engine.model.head.shape)
         self._work: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor]] = {}
         self._best: dict[tuple[str, str], float] = {}
         for name, (out, fan_in) in self._shapes.items():

@@ -13,6 +13,7 @@ from peft import PeftModel
 from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
 from torch import Tensor
 
+from retrain.models import head as heads
 from retrain.models.engine import Engine, Rows, Session, pad_ids
 from retrain.models.factored import FactoredEngine
 from retrain.models.fused import FusedEngine
@@ -96,6 +97,43 @@ class TestAgainstPeft:
                 error = (grad - wanted).norm() / wanted.norm()
                 assert error < 1e-5, (name, letter, float(error))
 
+    def test_recomputed_activations_give_the_same_gradients(
+        self, any_module: Any, engine_index: int
+    ) -> None:
+        engine, found = engines(any_module)[engine_index], []
+        for checkpointing in (False, True, False):
+            adapter, kept = make_adapter(any_module), []
+            session = engine.session(adapter, train=True, checkpointing=checkpointing)
+
+            def count(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+                kept.append(tensor.numel())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                loss = (scored(session) * token_weights()).sum()
+            loss.backward()
+            session.finish()
+            found.append((adapter.grads, sum(kept)))
+        torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-7)
+        assert torch.equal(found[2][0], found[0][0])
+        if engine.kind != "fused":
+            assert found[1][1] < 0.5 * found[0][1] == 0.5 * found[2][1]
+
+    def test_logits_in_chunks_give_the_same_gradients(
+        self, any_module: Any, engine_index: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, found = engines(any_module)[engine_index], []
+        for limit in (heads.LOGITS_CHUNK, 4 * VOCABULARY * 2):
+            monkeypatch.setattr(heads, "LOGITS_CHUNK", limit)
+            adapter = make_adapter(any_module)
+            session = engine.session(adapter, train=True)
+            logprobs = scored(session)
+            (logprobs * token_weights()).sum().backward()
+            session.finish()
+            found.append((logprobs.detach(), adapter.grads))
+        torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
+        assert (found[1][1] - found[0][1]).norm() / found[0][1].norm() < 1e-5
+
     def test_gradients_of_parts_add_up(self, any_module: Any, engine_index: int) -> None:
         adapter = make_adapter(any_module)
         engine = engines(any_module)[engine_index]
@@ -159,16 +197,69 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     adapter = make_adapter(module)
     expected = reference(with_peft(module, adapter, tmp_path)).detach()
     assert not supports(module)
-    session = ModuleEngine(module).session(adapter)
-    found = scored(session)
+    engine = ModuleEngine(module)
+    assert engine.head is not None
+    found = scored(engine.session(adapter))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_single_token_completions(llama_like: Any) -> None:
+def test_a_head_of_its_own_kind_is_left_to_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits that are not the head's plain products must never be computed as if they were."""
+    from transformers import CohereConfig, CohereForCausalLM
+
+    config = CohereConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logit_scale=0.5,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        module = CohereForCausalLM(config).eval().requires_grad_(False)
+    adapter = make_adapter(module)
+    expected = reference(with_peft(module, adapter, tmp_path)).detach()
+    engine = ModuleEngine(module)
+    assert engine.head is None
+    torch.testing.assert_close(scored(engine.session(adapter)), expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_is_as_close_to_float32_as_the_module_is(any_module: Any) -> None:
+    """Rounding in other places than the module, no more of it."""
+    adapter = make_adapter(any_module)
+    exact = scored(FactoredEngine(copy.deepcopy(any_module)).session(adapter))
+    small = copy.deepcopy(any_module).to(torch.bfloat16)
+    modules = scored(ModuleEngine(copy.deepcopy(small)).session(adapter))
+    factored = scored(FactoredEngine(small).session(adapter))
+    mask = rows().mask
+    error = (factored - exact)[mask].abs().mean()
+    assert error < 1.5 * (modules - exact)[mask].abs().mean()
+    assert factored.dtype == torch.float32
+
+
+def test_stacked_weights_exist_once(llama_like: Any) -> None:
+    module = copy.deepcopy(llama_like)
+    before = module(input_ids=torch.arange(5)[None]).logits
+    engine = FactoredEngine(module)
+    attention = module.model.layers[0].self_attn
+    stack = engine.model.layers[0].products[0].weight
+    assert (
+        attention.v_proj.weight.untyped_storage().data_ptr() == stack.untyped_storage().data_ptr()
+    )
+    torch.testing.assert_close(module(input_ids=torch.arange(5)[None]).logits, before)
+
+
+@pytest.mark.parametrize("engine", [FusedEngine, FactoredEngine])
+def test_single_token_completions(llama_like: Any, engine: Any) -> None:
     """The first token is predicted by the prompt alone; there are no row tokens to compute."""
     adapter = make_adapter(llama_like)
     ids, mask = pad_ids([np.array([5]), np.array([9])], CPU)
-    session = FusedEngine(llama_like).session(adapter, train=True)
+    session = engine(copy.deepcopy(llama_like)).session(adapter, train=True)
     found = scored(session, Rows(torch.tensor([0, 2]), ids, mask))
     found.sum().backward()
     session.finish()

@@ -225,3 +225,103 @@ def test_exported_adapter_gives_peft_the_same_model(tmp_path: Path) -> None:
 def test_token_ids_stay_in_the_vocabulary() -> None:
     sampled = make_policy().sample(PROMPTS, keys(3, 4), SamplingParams(12))
     assert max(int(row.token_ids.max()) for row in flat(sampled)) < VOCABULARY
+
+
+class Narrow:
+    """An engine on a device that holds only so many tokens of an update."""
+
+    def __init__(self, engine: Any, tokens: int, recomputed: int | None = None) -> None:
+        self.engine, self.tokens, self.recomputed = engine, tokens, recomputed or tokens
+        self.kind, self.refills = engine.kind, engine.refills
+        self.rows_hold_prompts = engine.rows_hold_prompts
+
+    def session(self, adapter: Any, train: bool = False, checkpointing: bool = False) -> Any:
+        session = self.engine.session(adapter, train, checkpointing)
+        most = self.recomputed if checkpointing else self.tokens
+
+        class Checked:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(session, name)
+
+            def logprobs(self, prompts: Any, rows: Any, temperature: float) -> Any:
+                if train and rows.token_ids.numel() > most:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                return session.logprobs(prompts, rows, temperature)
+
+        return Checked()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt-neox"])
+def test_when_memory_runs_out_the_update_takes_less_at_once(
+    kind: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    base = make_base("neox" if kind == "gpt-neox" else kind)
+    whole, narrow = make_policy(base), make_policy(base)
+    batch = make_batch(whole)
+    expected = whole.update(batch, LossConfig(), STEP)
+    engine = base.engine
+    base.engine = Narrow(engine, 3 * batch.mask.shape[1])
+    found = narrow.update(batch, LossConfig(), STEP)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    torch.testing.assert_close(narrow.adapter.params, whole.adapter.params, rtol=0, atol=1e-5)
+    (warning,) = [r.getMessage() for r in caplog.records]
+    assert f"from here on it takes {narrow.sizes.micro_batch_tokens} tokens at once" in warning
+    narrow.update(make_batch(narrow, 1), LossConfig(), STEP)
+    assert len(caplog.records) == 1
+    narrow.save(tmp_path)
+    again = make_policy(base)
+    again.load(tmp_path)
+    assert again.sizes == narrow.sizes
+    given = make_policy(base, micro=512)
+    given.load(tmp_path)
+    assert given.sizes.micro_batch_tokens == 512
+
+
+def test_a_row_too_long_alone_is_recomputed_and_else_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = make_base()
+    policy = make_policy(base)
+    batch = make_batch(policy)
+    base.engine = Narrow(base.engine, 2, recomputed=batch.mask.shape[1])
+    assert policy.update(batch, LossConfig(), STEP).stepped
+    assert policy.sizes.checkpointing
+    assert "computes activations twice" in caplog.text
+    base.engine.recomputed = 2
+    before = policy.adapter.params.clone()
+    with pytest.raises(MemoryError, match=r"lower training\.max_tokens"):
+        policy.update(batch, LossConfig(), STEP)
+    assert torch.equal(policy.adapter.params, before)
+
+
+def test_fewer_decoding_rows_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    base = make_base()
+    policy = make_policy(base)
+    expected = policy.sample(PROMPTS, keys(3, 4), SamplingParams(12))
+    engine = base.engine
+
+    class Small:
+        kind, refills, rows_hold_prompts = engine.kind, False, False
+
+        def session(self, adapter: Any, train: bool = False, checkpointing: bool = False) -> Any:
+            session = engine.session(adapter, train, checkpointing)
+
+            class Checked:
+                prefill = session.prefill
+
+                def decode(self, cache: Any, ids: torch.Tensor) -> torch.Tensor:
+                    if len(ids) > 4:
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
+                    return session.decode(cache, ids)
+
+            return Checked()
+
+    base.engine = Small()
+    for _ in range(2):
+        found = policy.sample(PROMPTS, keys(3, 4), SamplingParams(12))
+        for one, other in zip(flat(found), flat(expected), strict=True):
+            assert one.token_ids.tolist() == other.token_ids.tolist()
+    assert policy.sizes.decode_rows == 3
+    (warning,) = [r.getMessage() for r in caplog.records]
+    assert "does not hold 12 completions; from here on 3 are decoded at once" in warning

@@ -14,7 +14,8 @@ from retrain.models.engine import Rows, pad_ids
 from retrain.models.factored import FactoredEngine
 from retrain.models.fused import FusedEngine
 from retrain.models.modules import ModuleEngine
-from retrain.policies.local.sampler import draw_tokens, sample
+from retrain.policies.local.sampler import Decoding, draw_tokens, sample
+from retrain.policies.policy import OnDone
 from retrain.types import Completion, SamplingParams
 from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
 
@@ -45,11 +46,17 @@ def run(
     row_keys: np.ndarray,
     prompts: list[np.ndarray] | None = None,
     context: int = 128,
+    decoding: Decoding | None = None,
+    on_done: OnDone | None = None,
+    on_smaller: Any = None,
     **sampling: Any,
 ) -> list[list[Completion]]:
     params = SamplingParams(**{"max_tokens": 20, **sampling})
     codec: Any = PlainCodec()
-    return sample(session, codec, prompts or PROMPTS, row_keys, params, context, CPU)
+    return sample(
+        *(session, codec, prompts or PROMPTS, row_keys, params, context, CPU),
+        *(decoding, on_done, on_smaller),
+    )
 
 
 def flat(groups: list[list[Completion]]) -> list[Completion]:
@@ -149,6 +156,103 @@ def test_a_row_draws_the_same_whichever_rows_share_its_batch(llama_like: Any) ->
                 [PROMPTS[problem]],
             )[0][0]
             assert alone.token_ids.tolist() == together[problem][sample_index].token_ids.tolist()
+
+
+def same(one: list[list[Completion]], other: list[list[Completion]]) -> None:
+    for a, b in zip(flat(one), flat(other), strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        assert (a.text, a.stop_reason) == (b.text, b.stop_reason)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        assert (a.entropies is None) == (b.entropies is None)
+        if a.entropies is not None and b.entropies is not None:
+            np.testing.assert_allclose(a.entropies, b.entropies, atol=1e-5)
+
+
+ENGINES = {"fused": FusedEngine, "factored": FactoredEngine, "modules": ModuleEngine}
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(list(ENGINES)),
+    st.integers(1, 14),
+    st.sampled_from([1, 2, 5, 16]),
+    st.booleans(),
+    st.integers(1, 70),
+    st.sampled_from([128, 30]),
+)
+def test_how_rows_are_decoded_has_no_say_in_what_is_drawn(
+    kind: str, rows: int, stride: int, refills: bool, max_tokens: int, context: int
+) -> None:
+    module = make_module("qwen3")
+    plain = FusedEngine(module).session(None)
+    engine = ENGINES[kind](module)
+    decoding = Decoding(rows, stride, refills and engine.refills)
+    row_keys, wanted = keys(3, 4, rows), {"max_tokens": max_tokens, "entropies": True}
+    expected = run(plain, row_keys, context=context, **wanted)
+    heard: dict[tuple[int, int], Completion] = {}
+
+    def on_done(prompt: int, completion: int, made: Completion) -> None:
+        assert (prompt, completion) not in heard
+        heard[prompt, completion] = made
+
+    found = run(
+        engine.session(None),
+        row_keys,
+        context=context,
+        decoding=decoding,
+        on_done=on_done,
+        **wanted,
+    )
+    same(found, expected)
+    assert len(heard) == 12
+    assert all(found[i][j] is made for (i, j), made in heard.items())
+
+
+class Small:
+    """A session whose device holds only so many rows."""
+
+    def __init__(self, session: Any, rows: int, after: int) -> None:
+        self.session, self.rows, self.after = session, rows, after
+
+    def prefill(self, prompts: Any, room: int) -> Any:
+        return self.session.prefill(prompts, room)
+
+    def decode(self, cache: Any, token_ids: torch.Tensor) -> torch.Tensor:
+        self.after -= 1
+        if len(token_ids) > self.rows and self.after < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.session.decode(cache, token_ids)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES.values()))
+@pytest.mark.parametrize("after", [0, 7])
+def test_when_memory_runs_out_fewer_rows_are_decoded_at_once(engine: Any, after: int) -> None:
+    made = engine(make_module("qwen3"))
+    session, row_keys = made.session(None), keys(3, 4)
+    expected = run(session, row_keys)
+    smaller: list[int] = []
+    heard: list[Completion] = []
+    found = run(
+        Small(session, 4, after),
+        row_keys,
+        decoding=Decoding(None, 1, made.refills),
+        on_done=lambda i, j, completion: heard.append(completion),
+        on_smaller=smaller.append,
+    )
+    same(found, expected)
+    assert smaller == [6, 3]
+    assert len(heard) == 12
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Small(session, 0, 0), row_keys)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    class Broken(Small):
+        def decode(self, cache: Any, token_ids: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run(Broken(FusedEngine(make_module("qwen3")).session(None), 0, 0), keys(3, 4))
 
 
 def test_rows_end_at_any_end_token_or_at_the_limit(llama_like: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from retrain.errors import InputError
 from retrain.types import IntArray, Problem
@@ -20,7 +22,13 @@ class ChatCodec:
     generation config.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: tuple[int, ...],
+        template_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        """template_args: further variables of the chat template, e.g. `enable_thinking`."""
         if not eos_ids:
             raise InputError(
                 "model.model: neither the tokenizer nor generation_config.json names an end "
@@ -33,15 +41,28 @@ class ChatCodec:
             )
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
+        self._template_args = dict(template_args or {})
         self._special = frozenset(tokenizer.all_special_ids)
         self._piece_cache: dict[int, str] = {}
 
     def encode(self, problem: Problem) -> IntArray:
-        """The prompt's token ids (tokens,), ending where the assistant begins."""
+        """The prompt's token ids (tokens,), ending where the assistant begins. Raises InputError
+        when the template refuses the messages, as some do with a system message."""
         messages: Any = problem.messages
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
+        try:
+            encoded: Any = self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **self._template_args,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(
+                f"the model's chat template refuses the prompt of problem {problem.id} (messages "
+                f"of {roles}): {error}; change [data].system_prompt or the data"
+            ) from error
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
     def decode(self, token_ids: IntArray) -> str:

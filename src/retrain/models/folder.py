@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
+from retrain.config.schema import ModelConfig
+from retrain.models.shape import ModelShape, weight_shapes
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -23,12 +25,14 @@ class ModelFolder:
     path:     its folder; None for a hub model that is not on this machine yet.
     context:  tokens of prompt and completion together; None when unknown.
     problems: why it cannot be trained.
+    config:   `config.json`; empty when unknown.
     """
 
     path: Path | None
     context: int | None
     problems: tuple[str, ...] = ()
-    _encode: Callable[[str], int] | None = field(default=None, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _encode: Callable[[list[str]], list[int]] | None = field(default=None, repr=False)
     _render: Callable[[Problem], str] | None = field(default=None, repr=False)
 
     @property
@@ -42,15 +46,39 @@ class ModelFolder:
         factor = 2 if stored.endswith("16") else 1
         return factor * sum(file.stat().st_size for file in files)
 
+    @property
+    def shape(self) -> ModelShape | None:
+        """How large it is; None when the folder does not tell."""
+        if self.path is None or not self.config:
+            return None
+        return ModelShape.of(self.config, weight_shapes(self.path))
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> ModelFolder:
+        """The same model, its chat template with these arguments."""
+        if self.path is None or not arguments:
+            return self
+        return replace(self, _render=_renderer(self.path, arguments))
+
     def prompt_tokens(self, problem: Problem) -> int | None:
         """Tokens of the problem as a prompt; None when the folder does not allow to count."""
+        counted = self.prompt_tokens_batch([problem])
+        return None if counted is None else counted[0]
+
+    def prompt_tokens_batch(self, problems: Sequence[Problem]) -> list[int] | None:
+        """`prompt_tokens` of many problems at once; None when they cannot be counted."""
         if self._encode is None or self._render is None:
             return None
-        return self._encode(self._render(problem))
+        return self._encode([self._render(problem) for problem in problems])
+
+
+def inspect(model: ModelConfig, base_dir: Path) -> ModelFolder:
+    """Look at a run's `[model]`."""
+    found = inspect_model(model.model, base_dir, model.revision)
+    return found.with_arguments(model.chat_template_args)
 
 
 @cache
-def inspect_model(name: str, base_dir: Path) -> ModelFolder:
+def inspect_model(name: str, base_dir: Path, revision: str = "") -> ModelFolder:
     """Look at `[model].model`: `embedded`, an absolute folder, or a hub id."""
     if name == EMBEDDED:
         from retrain.models.tiny import EMBEDDED_PATH
@@ -62,7 +90,7 @@ def inspect_model(name: str, base_dir: Path) -> ModelFolder:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
     except HFValidationError:
         problem = f'"{name}" is neither "embedded", nor a folder, nor a hub id like org/name'
         return ModelFolder(None, None, (problem,))
@@ -70,7 +98,7 @@ def inspect_model(name: str, base_dir: Path) -> ModelFolder:
         return ModelFolder(None, None)
     # A download may be partial, and the worker completes it.
     folder = _inspect(Path(cached).parent)
-    return ModelFolder(folder.path, folder.context, (), folder._encode, folder._render)
+    return replace(folder, problems=())
 
 
 def _inspect(path: Path) -> ModelFolder:
@@ -104,7 +132,7 @@ def _inspect(path: Path) -> ModelFolder:
         ),
         None,
     )
-    return ModelFolder(path, context, tuple(problems), _encoder(path), _renderer(path))
+    return ModelFolder(path, context, tuple(problems), config, _encoder(path), _renderer(path))
 
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -133,12 +161,13 @@ def _template(path: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _encoder(path: Path) -> Callable[[str], int] | None:
+def _encoder(path: Path) -> Callable[[list[str]], list[int]] | None:
     if not (path / "tokenizer.json").is_file():
         return None
 
-    def encode(text: str) -> int:
-        return len(tokenizer().encode(text, add_special_tokens=False).ids)
+    def encode(texts: list[str]) -> list[int]:
+        encoded = tokenizer().encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encoded]
 
     @cache
     def tokenizer() -> Any:
@@ -149,19 +178,40 @@ def _encoder(path: Path) -> Callable[[str], int] | None:
     return encode
 
 
-def _renderer(path: Path) -> Callable[[Problem], str]:
+def template_variables(path: Path) -> set[str] | None:
+    """What the folder's chat template can be told, `messages` and the like among it; None without
+    a template that can be read."""
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        tree = ImmutableSandboxedEnvironment(extensions=_EXTENSIONS).parse(_template(path) or "")
+    except TemplateError:
+        return None
+    return set(meta.find_undeclared_variables(tree))
+
+
+_EXTENSIONS = ["jinja2.ext.loopcontrols"]
+
+
+def _renderer(path: Path, arguments: Mapping[str, Any] | None = None) -> Callable[[Problem], str]:
     """Prompt text through the chat template; without one that works, the bare messages."""
 
     @cache
     def template() -> Any:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        return ImmutableSandboxedEnvironment().from_string(_template(path) or "")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS
+        )
+        return environment.from_string(_template(path) or "")
 
     def render(problem: Problem) -> str:
         bare = "".join(message["content"] for message in problem.messages)
         try:
-            text = template().render(messages=problem.messages, add_generation_prompt=True)
+            text = template().render(
+                messages=problem.messages, add_generation_prompt=True, **(arguments or {})
+            )
         except Exception:
             # Templates may use extensions that only transformers provides; a count of the bare
             # messages is then still a lower bound.

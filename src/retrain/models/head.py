@@ -56,7 +56,8 @@ class _Chunked(torch.autograd.Function):
                 logprobs = token_logprobs(head(some), token_ids[part], temperature)
             found[part] = logprobs.detach()
             if gradients is not None:
-                (gradients[part],) = torch.autograd.grad(logprobs.sum(), some)
+                ones = torch.ones_like(logprobs)
+                (gradients[part],) = torch.autograd.grad(logprobs, some, ones)
         if gradients is not None:
             ctx.save_for_backward(gradients)
         return found

@@ -7,7 +7,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retrain.models.engine import Cache, Prompts, Rows, pad_ids
 from retrain.models.head import Head, head_logprobs, token_logprobs
@@ -77,17 +78,18 @@ class ModuleEngine:
     @contextmanager
     def using(self, leaves: _Leaves, scale: float) -> Iterator[None]:
         """The adapter's factors for calls of the module inside this block."""
-        self._active = (leaves, scale)
+        before, self._active = self._active, (leaves, scale)
         try:
             yield
         finally:
-            self._active = None
+            self._active = before
 
     def session(
         self, adapter: LoraAdapter | None, train: bool = False, checkpointing: bool = False
     ) -> ModuleSession:
-        _set_checkpointing(self.module, train and checkpointing)
-        return ModuleSession(self, adapter, train)
+        session = ModuleSession(self, adapter, train)
+        _set_checkpointing(self.module, session.recomputed if train and checkpointing else None)
+        return session
 
 
 @dataclass(slots=True)
@@ -113,14 +115,27 @@ class ModuleSession:
                 a.grad, b.grad = f.grad_a, f.grad_b
             self.leaves[name] = (a, b)
 
+    @property
+    def scale(self) -> float:
+        return 0.0 if self.adapter is None else self.adapter.spec.scale
+
+    def recomputed(self, layer: Callable[..., Any], *args: Any) -> Any:
+        """A layer whose activations are computed again in the backward pass, with this adapter."""
+        return checkpoint(
+            layer,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), self.engine.using(self.leaves, self.scale)),
+        )
+
     def finish(self) -> None:
         """Nothing is missing: backward passes wrote into `adapter.grads`."""
 
     def _call(self, only_base: bool = False, **inputs: Any) -> Any:
         module = self.engine.module.base_model if only_base else self.engine.module
-        scale = 0.0 if self.adapter is None else self.adapter.spec.scale
         with (
-            self.engine.using(self.leaves, scale),
+            self.engine.using(self.leaves, self.scale),
             nullcontext() if self.train else torch.no_grad(),
         ):
             return module(**inputs)
@@ -205,15 +220,13 @@ def _plain_head(module: Any, device: torch.device) -> Head | None:
     return head if bool(close) else None
 
 
-def _set_checkpointing(module: Any, on: bool) -> None:
-    """Layers recompute their activations only in training mode; their dropout stays off, as the
-    modules inside them are not set to it."""
+def _set_checkpointing(module: Any, recompute: Callable[..., Any] | None) -> None:
+    """Have the module's layers called through `recompute`, or plainly. They ask for it only in
+    training mode; their dropout stays off, as the modules inside them are not set to it."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    if on and not module.is_gradient_checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
-    elif not on and module.is_gradient_checkpointing:
-        module.gradient_checkpointing_disable()
-    for layer in module.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = on
+    layers: list[Any] = [m for m in module.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        if layer.gradient_checkpointing or recompute is not None:
+            layer.gradient_checkpointing = layer.training = recompute is not None
+            layer._gradient_checkpointing_func = recompute

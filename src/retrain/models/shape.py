@@ -120,7 +120,9 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
         try:
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size)) if size <= _MAX_HEADER else {}
+                if size > _MAX_HEADER:
+                    return {}
+                header = json.loads(file.read(size))
             found |= {k: v["shape"] for k, v in header.items() if k != "__metadata__"}
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             return {}

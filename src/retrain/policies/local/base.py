@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
@@ -104,18 +106,22 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
     source = str(EMBEDDED_PATH) if embedded else os.fspath(Path(model.model).expanduser())
     if not embedded and not Path(source).is_dir():
         source = model.model
-    revision = {"revision": model.revision} if model.revision and not embedded else {}
+    from_hub: dict[str, Any] = {"local_files_only": model.local_files_only}
+    if model.revision and not embedded:
+        from_hub["revision"] = model.revision
     dtype = {
         "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
     }[model.dtype]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **revision)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, **from_hub)
+        module: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=_attention(model, device, dtype), **from_hub
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
-            f"model.model: {model.model!r} cannot be loaded: {str(error).splitlines()[0]}\n"
+            f"model.model: {model.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
             "Give a folder that holds config.json, the weights and the tokenizer, or a hub id "
             'that this machine can download; "embedded" always works.'
         ) from error
@@ -127,4 +133,15 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
         if value is not None:
             ends.update(value if isinstance(value, list) else [value])
     name = "embedded" if embedded else model.model
-    return BaseModel(module, ChatCodec(tokenizer, tuple(sorted(ends))), name)
+    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
+    return BaseModel(module, codec, name)
+
+
+def _attention(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Which attention the module's own code takes; None leaves it to transformers, which prefers
+    torch's to plain products."""
+    if model.attention != "auto":
+        return model.attention
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    fits = device.type == "cuda" and dtype == torch.bfloat16
+    return "flash_attention_2" if has_flash and fits else None
