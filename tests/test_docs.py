@@ -16,7 +16,7 @@ FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 SHELL = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(#[^)]*)?\)")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
-RUN_PAGES = [ROOT / "docs" / "extending.md", ROOT / "README.md"]
+RUN_PAGES = [ROOT / "docs" / "extending.md", ROOT / "docs" / "data.md", ROOT / "README.md"]
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

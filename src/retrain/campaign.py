@@ -25,9 +25,9 @@ import typer
 
 from retrain import templates
 from retrain.analysis.words import plural
-from retrain.cli import leave
 from retrain.config.files import read_toml
 from retrain.config.load import LoadedConfig, Override, read_config, read_mapping
+from retrain.entry import leave
 from retrain.errors import ConfigError, ConfigIssue
 from retrain.experiments.plan import PlannedRun, plan_runs
 from retrain.options import parse_seeds

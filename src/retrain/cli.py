@@ -7,15 +7,18 @@ longer than everything else together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from retrain import __version__
-from retrain.errors import ConfigError, InputError, RetrainError
+from retrain.analysis.samples.verb import samples
+from retrain.entry import leave, with_verb
+from retrain.errors import InputError
 from retrain.options import parse_seeds, takes_overrides
+from retrain.tracking.verb import sync
 
 if TYPE_CHECKING:
     from retrain.config.load import LoadedConfig, Override
@@ -283,6 +286,10 @@ def report(
     typer.echo(write_report(folder))
 
 
+app.command(short_help="Show what policies wrote, with each token's credit.")(samples)
+app.command(short_help="Send finished runs to a tracker.")(sync)
+
+
 @app.command(short_help="List modes, losses, tasks, rewards.")
 def plugins(path: ConfigPath = None, as_json: Json = False) -> None:
     """List modes, losses, tasks and rewards: the built-in ones, and the functions that a config
@@ -350,55 +357,7 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _with_verb(arguments: Sequence[str]) -> list[str]:
-    """`X.toml --lr 1` -> `run X.toml --lr 1`."""
-    verbs = [
-        command.name or command.callback.__name__
-        for command in app.registered_commands
-        if command.callback
-    ]
-    first = arguments[0] if arguments else ""
-    if first in (*verbs, "-h", "--help", "--version"):
-        return list(arguments)
-    if first and not first.startswith("-") and "." not in first and not Path(first).exists():
-        from difflib import get_close_matches
-
-        near = get_close_matches(first, verbs, n=1)
-        if near:
-            raise InputError(f"{first}: no such file, and no such verb; did you mean {near[0]}?")
-    return ["run", *arguments]
-
-
-def _say_error(error: RetrainError) -> None:
-    count = len(error.issues) if isinstance(error, ConfigError) else 1
-    heading = "error: " if count == 1 else f"{count} errors, nothing was started:\n"
-    typer.echo(f"{heading}{error}", err=True)
-
-
-def leave(program: Callable[..., Any], arguments: Sequence[str], name: str) -> NoReturn:
-    """Run a program and leave: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted."""
-    try:
-        program(list(arguments), prog_name=name)
-    except RetrainError as error:
-        _say_error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except OSError as error:
-        # A full disk or a folder without permission is no bug.
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except Exception:
-        import traceback
-
-        typer.echo(traceback.format_exc(), err=True)
-        typer.echo("this is a bug in retrain: please report it with the lines above", err=True)
-        sys.exit(1)
-    sys.exit(0)
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program."""
     given = sys.argv[1:] if arguments is None else arguments
-    leave(lambda rest, prog_name: app(_with_verb(rest), prog_name=prog_name), given, "retrain")
+    leave(lambda rest, prog_name: app(with_verb(app, rest), prog_name=prog_name), given, "retrain")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from retrain import __version__
 from retrain.config.load import EMBEDDED
-from retrain.experiments.workers import available_cores
+from retrain.cores import available_cores
 from retrain.models.folder import inspect_model
 
 OLDEST_PYTHON = (3, 11)

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrain.config.conditions import Condition
+from retrain.config.findings import written_key
 from retrain.config.load import LoadedConfig, Override, Reading, read_config
-from retrain.config.messages import near, show
+from retrain.config.messages import show
 from retrain.config.schema import RunConfig
-from retrain.errors import ConfigError, ConfigIssue, RetrainError
-from retrain.tracking.wandb_tracker import is_installed
-
-PROBED_PROBLEMS = 64
-"""Problems whose prompts are measured."""
+from retrain.data_preflight import check_task_and_model, no_such
+from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
+from retrain.tasks.task import Task
+from retrain.tracking.trackers import trackers_of
 
 _MODES = ("algorithm.advantage_mode", "algorithm.transform_mode")
 _PLUGIN_KEYS = (*_MODES, "algorithm.algorithm_mode", "algorithm.uncertainty_kind")
-_PLACE = re.compile(r"([a-z_]+\.[a-z_]+): (.*)", re.DOTALL)
+_PLACE = re.compile(r"([a-z_]+\.[a-z_]+(?:\[\d+\]\.[a-z_]+)?): (.*)", re.DOTALL)
 
 
 def load_checked(
@@ -56,6 +56,18 @@ def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfi
     return reading.loaded, [*reading.loaded.warnings, *found.warnings]
 
 
+def check_data(loaded: LoadedConfig) -> list[str]:
+    """Warnings about the tasks and models of a config, once its data has been downloaded.
+
+    Raises ConfigError with all that is wrong.
+    """
+    found = _Findings(loaded, (), begun=True)
+    found.check_conditions([check for check in _CHECKS if check.run is check_task_and_model])
+    if found.issues:
+        raise ConfigError(found.issues)
+    return found.warnings
+
+
 class _Findings:
     """Errors and warnings, each once, however many conditions share its cause."""
 
@@ -64,6 +76,7 @@ class _Findings:
         self.begun = begun or loaded.resume_from is not None
         self.issues: list[ConfigIssue] = []
         self.warnings: list[str] = []
+        self.tasks: dict[tuple[str, ...], Task | InputError] = {}
         self._seen: set[tuple[object, ...]] = set()
         self._known = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in known}
         self._table_broken = any("." not in key for key in self._known)
@@ -73,9 +86,12 @@ class _Findings:
         self._search_paths()
         self._resumed()
         self._tracking()
+        self.check_conditions(_CHECKS)
+
+    def check_conditions(self, checks: Sequence[_Check]) -> None:
         for condition in self.loaded.conditions:
             run = _with_folders(self.loaded.run_config(condition, self.loaded.seeds[0]))
-            for check in _CHECKS:
+            for check in checks:
                 broken = any(key.partition(".")[0] in check.needs for key in self._known)
                 if not broken and not self._seen_before(check, condition, run):
                     check.run(self, condition, run)
@@ -98,7 +114,7 @@ class _Findings:
     def _add(self, condition: Condition | None, key: str, message: str, *, is_error: bool) -> None:
         if key in self._known:
             return
-        in_condition = condition is not None and key in condition.written
+        in_condition = condition is not None and written_key(key) in condition.written
         if self._table_broken and not in_condition and self._is_default(key):
             return
         if condition is not None and in_condition:
@@ -146,16 +162,17 @@ class _Findings:
             folder = base_dir / Path(path).expanduser()
             if not folder.is_dir():
                 names = [entry.name for entry in base_dir.iterdir() if entry.is_dir()]
-                self.error(None, "plugins.search_paths", _no_such("folder", folder, path, names))
+                self.error(None, "plugins.search_paths", no_such("folder", folder, path, names))
 
     def _tracking(self) -> None:
-        project = self.loaded.config.logging.wandb_project
-        if project and not is_installed():
-            message = (
-                f"{show(project)} needs the package wandb, which is not installed; run: "
-                "pip install 'retrain[wandb]'"
-            )
-            self.error(None, "logging.wandb_project", message)
+        settings = self.loaded.config.logging
+        for tracker in trackers_of(settings):
+            if not tracker.is_installed():
+                message = (
+                    f"{show(settings.wandb_project)} needs the package {tracker.name}, which is "
+                    f"not installed; run: {tracker.remedy}"
+                )
+                self.error(None, "logging.wandb_project", message)
 
     def _resumed(self) -> None:
         from retrain.analysis.records import MANIFEST_FILE
@@ -227,7 +244,7 @@ def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
 
 
 def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
-    from retrain.experiments.workers import available_cores
+    from retrain.cores import available_cores
     from retrain.policies.backends import BACKENDS
 
     name = show(run.backend.backend)
@@ -246,80 +263,25 @@ def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
 def _reward(found: _Findings, condition: Condition, run: RunConfig) -> None:
     import numpy as np
 
+    from retrain.config.reward_checks import keys_wanted
     from retrain.rewards.registry import build_reward
     from retrain.types import Completion, Problem
 
     completion = Completion(np.arange(3), np.full(3, -0.5), "The answer is \\boxed{1}.", "stop")
     problem = Problem(id="made up", prompt="What is 2 - 1?", answer="1")
     paths = run.plugins.search_paths
-    if run.reward.type == "custom" and not run.plugins.strict:
+
+    def try_reward() -> None:
+        build_reward(run.reward, paths).probe(problem, completion)
+
+    if not run.plugins.strict:
         trial = _Findings(found.loaded, (), found.begun)
-        if not trial.attempt(
-            condition,
-            "reward.custom_function",
-            lambda: build_reward(run.reward, paths).score(problem, completion),
-        ):
+        if not trial.attempt(condition, "reward.custom_function", try_reward):
             found.warnings += [f"{issue.key}: {issue.message}" for issue in trial.issues]
-        return
-    found.attempt(
-        condition,
-        "reward.custom_function",
-        lambda: build_reward(run.reward, paths).score(problem, completion),
-    )
-
-
-def _task_and_model(found: _Findings, condition: Condition, run: RunConfig) -> None:
-    from retrain.models.adapter_folder import adapter_problems
-    from retrain.models.folder import inspect_model
-    from retrain.tasks.registry import build_task
-    from retrain.types import Problem
-
-    problems: list[Problem] = []
-
-    def try_task() -> None:
-        task = build_task(run.data, run.plugins.search_paths)
-        training, wanted = run.training, run.evaluation.num_problems
-        problems.extend(task.train_batch(training.seed, 0, training.batch_size))
-        held_out = task.held_out(wanted) if wanted else []
-        problems.extend(held_out)
-        if wanted and not held_out:
-            message = (
-                f"{task.name} has no held-out problem; set it to 0 to train without evaluation"
-            )
-            found.error(condition, "evaluation.num_problems", message)
-        elif len(held_out) < wanted:
-            message = f"{task.name} has only {len(held_out)} held-out problems"
-            found.warn(condition, "evaluation.num_problems", message)
-
-    path = Path(run.data.path)
-    if run.data.source == "jsonl" and not path.is_file():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        message = _no_such("file", path, path.name, names)
-        found.error(condition, "data.path", message)
     else:
-        found.attempt(condition, "data.source", try_task)
-    model = inspect_model(run.model.model, found.loaded.base_dir)
-    for problem in model.problems:
-        found.error(condition, "model.model", problem)
-    for key, message in () if found.begun else adapter_problems(run.model):
-        found.error(condition, key, message)
-    if model.context is None:
-        return
-    longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)
-    room = model.context - max(longest, 1)
-    if run.training.max_tokens > room:
-        found.error(
-            condition,
-            "training.max_tokens",
-            f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
-            f"in all, of which prompts take up to {max(longest, 1)}; at most {room} are left"
-            + (", and 64 are enough" if run.model.model == "embedded" else ""),
-        )
-
-
-def _no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
-    matches = near(name, names)
-    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
+        found.attempt(condition, "reward.custom_function", try_reward)
+    for key, message in keys_wanted(run.reward):
+        found.warn(condition, key, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,5 +305,5 @@ _CHECKS = (
     _Check(_algorithm, ("algorithm", "gtpo", "hicra", "plugins", "logging"), ("sepa", "training")),
     _Check(_backend, ("backend", "loss")),
     _Check(_reward, ("reward", "plugins")),
-    _Check(_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
+    _Check(check_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
 )

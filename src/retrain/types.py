@@ -5,7 +5,7 @@ All are frozen. Arrays are numpy and read-only by convention; shapes stand besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
@@ -73,6 +73,10 @@ class Completion:
         return len(self.token_ids)
 
 
+OnDone = Callable[[int, int, Completion], None]
+"""(index of the problem, index of the completion, the completion), when it is finished."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What a reward says of one completion: a number, an outcome, and named parts of it."""
@@ -84,12 +88,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One problem and its completions; `scores` is empty until they are scored."""
+    """One problem and its completions; `scores` is empty until they are scored.
+
+    masked: completions that were left out because no judgement of them was to be had.
+    """
 
     problem: Problem
     prompt_ids: IntArray
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...] = ()
+    masked: int = 0
 
     @property
     def rewards(self) -> FloatArray:

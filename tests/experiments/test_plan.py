@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tomllib
@@ -10,11 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from campaigns import load
+from safetensors.numpy import save_file
 
 from retrain.config.dump import read_run_config, run_config_toml
-from retrain.config.schema import BackendConfig, CampaignConfig, ModelConfig, RunConfig
+from retrain.config.schema import (
+    BackendConfig,
+    CampaignConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from retrain.experiments import workers
 from retrain.experiments.plan import plan_runs, rerun_script
 from retrain.models.folder import inspect_model
@@ -358,15 +367,22 @@ def test_what_the_machine_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_worker_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(bytes(1000))
-    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(bytes(500))
+    shape = {"num_hidden_layers": 1, "hidden_size": 1000, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 5000}))
+    tensors = {"embed_tokens.weight": np.zeros((5000, 1000)), "up.weight": np.zeros((9000, 1000))}
+    save_file({k: v.astype(np.float16) for k, v in tensors.items()}, tmp_path / "m.safetensors")
     inspect_model.cache_clear()
     model = ModelConfig(model=str(tmp_path))
-    on_cpu = workers.worker_memory(RunConfig(model=model))
-    assert on_cpu == workers.WORKER_BYTES + 3 * 2 * 1500
+    parameters = 14_000_000
     on_gpu = RunConfig(model=model, backend=BackendConfig(device="cuda"))
-    assert workers.worker_memory(on_gpu) == workers.WORKER_BYTES + 2 * 1500
+    assert workers.worker_memory(on_gpu) == workers.WORKER_BYTES + 2 * parameters
+    small, large = (
+        workers.worker_memory(RunConfig(model=model, training=TrainingConfig(max_tokens=tokens)))
+        for tokens in (64, 4096)
+    )
+    assert small is not None
+    assert large is not None
+    assert workers.WORKER_BYTES + 4 * parameters < small < large
     embedded = workers.worker_memory(RunConfig())
     assert embedded is not None
     assert workers.WORKER_BYTES < embedded < 2 * workers.WORKER_BYTES

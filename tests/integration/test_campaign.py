@@ -140,6 +140,7 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0, output
     assert "grpo+none" in output
     assert "report.md" in output
+    assert "samples:  retrain samples logs/campaign_" in output
     return only_campaign(folder)
 
 

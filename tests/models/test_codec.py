@@ -38,6 +38,31 @@ def test_chat_messages_are_kept_apart() -> None:
     assert text.index("Be brief.") < text.index("Compute 1+1.")
 
 
+def with_template(template: str, **arguments: object) -> ChatCodec:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_PATH)
+    tokenizer.chat_template = template
+    return ChatCodec(tokenizer, (0,), arguments)
+
+
+def test_arguments_reach_the_template() -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking %}think{% endif %}"
+    problem = Problem("p", "Compute 1+1.", "2")
+    for thinking, expected in ((True, "Compute 1+1.think"), (False, "Compute 1+1.")):
+        codec = with_template(template, enable_thinking=thinking)
+        assert codec.decode(codec.encode(problem)) == expected
+
+
+def test_a_template_that_refuses_the_messages_is_told() -> None:
+    template = "{{ raise_exception('System role not supported') }}"
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"})
+    with pytest.raises(InputError, match=r"problem p7.*system, user.*System role not supported"):
+        with_template(template).encode(Problem("p7", messages, "2"))
+
+
+def test_nothing_decodes_to_nothing() -> None:
+    assert CODEC.decode_batch([]) == []
+
+
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
 def test_pieces_add_up_to_the_text(ids: list[int]) -> None:
     """Any tokens at all: special ones, halves of characters, invalid bytes."""
@@ -45,6 +70,15 @@ def test_pieces_add_up_to_the_text(ids: list[int]) -> None:
     pieces = CODEC.pieces(tokens)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == CODEC.decode(tokens)
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), min_size=100, max_size=300))
+def test_pieces_of_long_completions_are_found_in_parts(ids: list[int]) -> None:
+    tokens = np.array(ids, dtype=np.int64)
+    pieces = CODEC.pieces(tokens)
+    assert "".join(pieces) == CODEC.decode(tokens)
+    if "\ufffd" not in CODEC.decode(tokens):
+        assert pieces == CODEC._growth(tokens)
 
 
 @given(st.text(max_size=20))
@@ -78,6 +112,9 @@ def test_a_tokenizer_that_trims_leading_spaces() -> None:
     tokens = np.array([1, 2, 3, 4])
     assert codec.decode(tokens) == "so waits"
     assert codec.pieces(tokens) == ["so", " wait", "s", ""]
+    # Also where a completion is taken in parts, each of which loses its first space.
+    many = codec.pieces(np.tile(tokens[:3], 70))
+    assert many == ["so", *[" wait", "s", " so"] * 69, " wait", "s"]
 
 
 def test_what_is_missing_is_said() -> None:

@@ -15,8 +15,7 @@ from retrain.models.factored import FactoredEngine
 from retrain.models.fused import FusedEngine
 from retrain.models.modules import ModuleEngine
 from retrain.policies.local.sampler import Decoding, draw_tokens, sample
-from retrain.policies.policy import OnDone
-from retrain.types import Completion, SamplingParams
+from retrain.types import Completion, OnDone, SamplingParams
 from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
 
 PROMPTS = [np.arange(3, 3 + n) for n in (5, 9, 2)]

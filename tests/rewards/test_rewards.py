@@ -124,3 +124,33 @@ def test_score_keeps_the_order() -> None:
         Problem("p", "?", "7"), np.arange(1), (completion(r"\boxed{7}"), completion("no"))
     )
     assert score([group], MatchReward())[0].rewards.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("\\boxed{" * 100_000, None),
+        ("\\boxed{1}" + "\\boxed{" * 100_000, "1"),
+        ("\\boxed{" * 100_000 + "1" + "}" * 100_000, "1"),
+        ("\\boxed{1}" * 100_000 + "{" * 100_000, "1"),
+        ("}" * 100_000 + "\\boxed{1}" + "\\boxed{{" * 100_000 + "}", "1"),
+    ],
+)
+def test_the_last_box_of_a_hostile_text_is_found_at_once(text: str, found: str | None) -> None:
+    """In quadratic time each of these would take hours."""
+    assert last_boxed(text) == found
+
+
+@given(st.text("{}\\boxed ", max_size=60))
+def test_the_last_box_is_what_trying_all_of_them_finds(text: str) -> None:
+    def closed(start: int) -> str | None:
+        depth = 1
+        for position in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[start:position]
+        return None
+
+    starts = [i + 7 for i in range(len(text)) if text.startswith("\\boxed{", i)]
+    boxes = [box for box in map(closed, starts) if box is not None]
+    assert last_boxed(text) == (boxes[-1] if boxes else None)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from retrain.config.schema import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.arithmetic import ArithmeticTask
-from retrain.tasks.problems import ProblemListTask, read_jsonl_task, split_by_id
+from retrain.tasks.problems import ProblemListTask, split_by_id
 from retrain.tasks.registry import build_task
 from retrain.types import Problem
 
@@ -55,57 +53,6 @@ def test_split_is_stable_and_about_a_tenth() -> None:
     _, again = split_by_id(list(reversed(problems(2000))))
     assert {p.id for p in again} == {p.id for p in held_out}
     assert not {p.id for p in train} & {p.id for p in held_out}
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-    return path
-
-
-def test_jsonl(tmp_path: Path) -> None:
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    path = write(
-        tmp_path / "math.jsonl",
-        {"prompt": "1+1?", "answer": "2", "id": "a", "domain": "add", "split": "train"},
-        "",
-        {"prompt": chat, "answer": 3, "split": "train", "metadata": {"level": 1}},
-        {"prompt": "2+2?", "answer": 4.5, "id": "c", "split": "held_out"},
-    )
-    task = read_jsonl_task(path)
-    batch = {p.id: p for p in task.train_batch(0, 0, 2)}
-    assert batch["a"].domain == "add"
-    other = next(p for p in batch.values() if p.id != "a")
-    assert other.messages == chat
-    assert (other.answer, other.metadata) == ("3", {"level": 1})
-    assert [p.answer for p in task.held_out(5)] == ["4.5"]
-    assert len(read_jsonl_task(path, max_examples=1).train_batch(0, 0, 1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (['{"prompt": "x", "answer": "1"}', "{oops"], "line 2: not JSON"),
-        (["[1, 2]"], "line 1: one JSON object a line"),
-        (['{"prompt": "x"}'], "line 1: `answer` is missing"),
-        (['{"question": "x", "answer": "1"}'], "unknown key 'question'"),
-        (['{"prompt": "x", "answer": null}'], "`answer` must be text or a number"),
-        (['{"prompt": "x", "answer": ""}'], "`answer` must be text or a number"),
-        (['{"prompt": "x", "answer": true}'], "`answer` must be text or a number"),
-        (['{"prompt": "", "answer": "1"}'], "`prompt` must be text"),
-        (['{"prompt": [{"role": "user"}], "answer": "1"}'], "a message of `prompt`"),
-        (['{"prompt": "x", "answer": "1", "split": "test"}'], "`split` is 'test'"),
-        (['{"prompt": "x", "answer": "1"}'] * 2, "is already on line 1"),
-        (
-            ['{"prompt": "x", "answer": "1", "split": "train"}', '{"prompt": "y", "answer": "1"}'],
-            "give it to all lines or to none",
-        ),
-        (['{"prompt": "x", "answer": "1", "split": "held_out"}'], "no training problem"),
-        ([""], "no training problem"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_jsonl_task(write(tmp_path / "bad.jsonl", *lines))
 
 
 def test_registry(tmp_path: Path) -> None:

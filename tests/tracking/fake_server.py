@@ -1,4 +1,4 @@
-"""As much of a Weights & Biases server as one run needs: it keeps the rows that it is sent."""
+"""As much of a Weights & Biases server as a run needs: it keeps the rows and files it is sent."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import json
 import re
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
 
 
 class FakeServer:
-    """Used as a context. `rows` and `runs` are what it was sent, by the run's id."""
+    """Used as a context. `rows` and `runs` are what it was sent, by the run's id.
+
+    artifacts: what was asked for and committed, in order; files: those of artifacts, by name.
+    gate:      while it is cleared, files of artifacts do not get through.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        self.gate = Event()
+        self.gate.set()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,7 +34,10 @@ class FakeServer:
                 self._reply(json.dumps(answer).encode())
 
             def do_PUT(self) -> None:
-                self._body()
+                body = self._body()
+                if self.path.startswith("/artifact/"):
+                    server.gate.wait(60)
+                    server.files[self.path.removeprefix("/artifact/")] = body
                 self._reply(b"{}")
 
             def log_message(self, *arguments: object) -> None:
@@ -97,6 +108,56 @@ class FakeServer:
     def _CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         files = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}}
+
+    def _Viewer(self, _given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        teams: dict[str, Any] = {"edges": []}
+        viewer = {"id": "VQ==", "entity": "me", "username": "me", "flags": "{}", "teams": teams}
+        return {"viewer": viewer}
+
+    def _ArtifactType(self, _given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"artifact": None}}
+
+    def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.artifacts.append({**given["input"], "committed": False})
+        made = {"id": str(len(self.artifacts)), "state": "PENDING"}
+        return {"createArtifact": {"artifact": {**made, "artifactSequence": {}}}}
+
+    def _CreateArtifactManifest(self, _given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        file = {"id": "F", "uploadUrl": f"{self.url}/manifest", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
+
+    def _CreateArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        edges = [
+            {
+                "node": {
+                    "uploadUrl": f"{self.url}/artifact/{file['artifactID']}/{file['name']}",
+                    "uploadHeaders": [],
+                    "artifact": {"id": file["artifactID"]},
+                }
+            }
+            for file in given["input"]["artifactFiles"]
+        ]
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.artifacts[int(given["artifactID"]) - 1]["committed"] = True
+        return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+
+    def _ArtifactByID(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        made = self.artifacts[int(given["id"]) - 1]
+        project = {"id": "UA==", "internalId": "1", "name": "probe", "entity": {"name": "me"}}
+        name = made["artifactCollectionName"]
+        sequence = {"__typename": "ArtifactSequence", "name": name, "project": project}
+        return {
+            "artifact": {
+                **{"__typename": "Artifact", "id": given["id"], "versionIndex": 0},
+                **{"artifactSequence": sequence, "artifactType": {"name": "model"}},
+                **{"description": None, "metadata": "{}", "ttlDurationSeconds": -2},
+                **{"ttlIsInherited": True, "tags": [], "historyStep": None, "state": "COMMITTED"},
+                **{"size": 1, "digest": "d", "commitHash": "c", "fileCount": 1, "aliases": []},
+                **{"createdAt": "2026-01-01T00:00:00", "updatedAt": None},
+            }
+        }
 
 
 ENTITY = {"id": "RQ==", "name": "me"}

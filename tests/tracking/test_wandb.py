@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +18,17 @@ import pytest
 from retrain import campaign as front_door
 from retrain.config.dump import read_run_config
 from retrain.config.load import config_from_mapping, read_mapping
-from retrain.config.schema import LoggingConfig, RunConfig
+from retrain.config.schema import LoggingConfig
 from retrain.errors import ConfigError
-from retrain.files import RunRecord, read_json, read_jsonl
+from retrain.files import RunRecord, atomic_write_json, read_json, read_jsonl
 from retrain.preflight import check_reading
-from retrain.tracking import wandb_tracker
-from retrain.tracking.wandb_process import init_arguments, numbers
+from retrain.tracking import follower
+from retrain.tracking.process import numbers
+from retrain.tracking.trackers import TRACKERS, names_of
 from retrain.training.loop import RunStopped
-from retrain.training.run import BaseModels, RunResult, train_run
 from tests.tracking.fake_server import FakeServer
+from tests.tracking.tiny_runs import OFFLINE, TIMES, TINY, config, config_file, own, rows, start
 from tests.tracking.wandb_files import written
-
-BASES = BaseModels()
-TIMES = ("_time_s", "tokens_per_second", "peak_memory_mb")
-OFFLINE = {"wandb_project": "probe", "wandb_mode": "offline"}
-CLOSED = "http://127.0.0.1:9"
-"""Nothing listens there."""
-
-TINY: dict[str, dict[str, Any]] = {
-    "model": {"lora_rank": 4},
-    "algorithm": {"advantage_mode": "grpo", "transform_mode": "none"},
-    "training": {
-        **{"seed": 7, "max_steps": 4, "batch_size": 2, "group_size": 2, "max_tokens": 16},
-        **{"lr": 2e-3, "save_every": 2},
-    },
-    "evaluation": {"num_problems": 4, "every": 2},
-}
-
-
-@pytest.fixture(autouse=True)
-def nobodys_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no login, no network."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
-
-
-def config(**logging_keys: Any) -> RunConfig:
-    return RunConfig.model_validate({**TINY, "logging": logging_keys})
-
-
-def start(settings: RunConfig, run_dir: Path, **options: Any) -> RunResult:
-    return train_run(settings, run_dir, name="grpo_s7", condition="grpo", bases=BASES, **options)
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """Metrics without the times, which differ from one training to the next."""
-    return [
-        {key: value for key, value in row.items() if not key.endswith(TIMES)}
-        for row in read_jsonl(run_dir / "metrics.jsonl")
-    ]
-
-
-def own(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of wandb's without what wandb adds."""
-    return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
 def test_a_run_is_handed_over_as_it_was_trained(
@@ -126,6 +79,10 @@ def test_a_resumed_run_is_the_same_run_and_repeats_no_step(tmp_path: Path) -> No
             stop=lambda: len(heard) == 2,
         )
     assert written(tmp_path)[0].exit_code == 255
+    # As an older version wrote it.
+    state = tmp_path / "wandb" / "retrain.json"
+    known = {"id", "project", "entity", "steps"}
+    atomic_write_json(state, {key: read_json(state)[key] for key in known})
     assert start(config(**OFFLINE), tmp_path).status == "done"
     first, second = written(tmp_path)
     assert first.id == second.id
@@ -172,12 +129,6 @@ def handed_over(run_dir: Path) -> int:
     return int(read_json(state)["steps"]) if state.exists() else 0
 
 
-def config_file(path: Path, tables: Mapping[str, Any]) -> None:
-    import tomli_w
-
-    path.write_text(tomli_w.dumps(tables))
-
-
 def test_another_project_gets_the_whole_run_under_a_new_id(tmp_path: Path) -> None:
     with pytest.raises(RunStopped):
         start(config(**OFFLINE), tmp_path, stop=lambda: True)
@@ -221,8 +172,8 @@ def test_without_a_key_or_a_network_it_trains_to_the_end_and_says_so_once(
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
         # wandb tries for a minute; the end of the run does not wait for that.
-        monkeypatch.setattr(wandb_tracker, "DRAIN_S", 1.0)
-        monkeypatch.setattr(wandb_tracker, "GRACE_S", 0.5)
+        monkeypatch.setattr(follower, "DRAIN_S", 1.0)
+        monkeypatch.setattr(follower, "GRACE_S", 0.5)
     with caplog.at_level(logging.WARNING, logger="retrain"):
         result = start(config(wandb_project="probe"), tmp_path)
     assert result.status == "done"
@@ -236,7 +187,7 @@ def test_without_a_key_or_a_network_it_trains_to_the_end_and_says_so_once(
 def test_a_tracker_that_dies_is_told_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_tracker.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(follower.sys, "executable", shutil.which("false"))
     with caplog.at_level(logging.WARNING, logger="retrain"):
         assert start(config(**OFFLINE), tmp_path).status == "done"
     (warning,) = caplog.messages
@@ -244,9 +195,9 @@ def test_a_tracker_that_dies_is_told_once_and_stops_nothing(
 
 
 def test_given_names_win_and_tags_are_added() -> None:
-    names = init_arguments(LoggingConfig(wandb_project="p"), "grpo_s7", "grpo", 7)
+    names = names_of(LoggingConfig(wandb_project="p"), "grpo_s7", "grpo", 7)
     assert names == {
-        **{"project": "p", "entity": None, "mode": "online"},
+        **{"project": "p", "entity": "", "mode": "online"},
         **{"name": "grpo_s7", "group": "grpo", "tags": ["grpo", "seed7"]},
     }
     given = LoggingConfig(
@@ -257,7 +208,7 @@ def test_given_names_win_and_tags_are_added() -> None:
         wandb_tags=["seed7", "new"],
         wandb_mode="offline",
     )
-    assert init_arguments(given, "grpo_s7", "c" * 99, 7) == {
+    assert names_of(given, "grpo_s7", "c" * 99, 7) == {
         **{"project": "p", "entity": "team", "mode": "offline"},
         **{"name": "mine", "group": "all", "tags": ["c" * 64, "seed7", "new"]},
     }
@@ -277,7 +228,7 @@ def test_a_missing_package_is_refused_before_any_work(
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert not wandb_tracker.is_installed()
+    assert not TRACKERS["wandb"].is_installed()
     tables = {**TINY, "logging": {**OFFLINE, "log_dir": str(tmp_path / "logs")}}
     with pytest.raises(ConfigError) as refused:
         check_reading(read_mapping(tables))

@@ -13,7 +13,7 @@ from retrain.config.schema import LoggingConfig
 from retrain.experiments.squeezing import squeeze_alone
 from retrain.files import read_json
 from retrain.models.lora import LoraAdapter, LoraSpec
-from retrain.tracking.wandb_squeeze import CURVES, SUMMARY, track_squeeze
+from retrain.tracking.squeeze import CURVES, SUMMARY, track_squeeze
 from tests.tracking.wandb_files import written
 
 

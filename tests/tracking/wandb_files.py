@@ -29,6 +29,8 @@ class Written:
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
     kinds: set[str] = field(default_factory=set)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    """Of each: name, type, aliases, metadata, and files: name -> where it lies."""
 
     @property
     def steps(self) -> list[int]:
@@ -62,9 +64,19 @@ def read(path: Path) -> Written:
             found.history.append(values(record.history.item))
         elif kind == "summary":
             found.summary.update(values(record.summary.update))
+        elif kind == "artifact":
+            found.artifacts.append(artifact(record.artifact))
         elif kind == "exit":
             found.exit_code = record.exit.exit_code
     return found
+
+
+def artifact(record: Any) -> dict[str, Any]:
+    return {
+        **{"name": record.name, "type": record.type, "aliases": list(record.aliases)},
+        "metadata": json.loads(record.metadata or "{}"),
+        "files": {entry.path: Path(entry.local_path) for entry in record.manifest.contents},
+    }
 
 
 def values(items: Any) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def _episode_advantages(
 ) -> FloatArray:
     parts = [np.zeros(0)]
     for group, of_group in zip(groups, rewards, strict=True):
-        if algorithm.advantage is None:
+        # Of a group that lost all its completions no mode needs to know.
+        if algorithm.advantage is None or not len(of_group):
             parts.append(np.zeros(len(of_group)))
             continue
         try:

@@ -24,7 +24,7 @@ from retrain.analysis.records import CampaignRecord, RunView
 from retrain.analysis.squeezed import squeeze_section
 from retrain.analysis.summary import Comparison, compare
 from retrain.analysis.words import duration, percent, plural
-from retrain.files import atomic_write_text
+from retrain.files import GENERATIONS_FILE, atomic_write_text
 
 __all__ = ["closing_table", "write_report"]
 
@@ -46,6 +46,7 @@ def write_report(campaign_dir: Path) -> Path:
         _heading(campaign, config),
         _result(comparison),
         _pictures(campaign),
+        _samples(campaign),
         squeeze_section(campaign_dir),
         _failures(campaign),
         _caution(comparison, config),
@@ -137,6 +138,20 @@ def _picture(campaign: CampaignRecord, name: str, document: dict[str, Any], text
     write_chart(document, folder / name)
     source = f"{PICTURES_FOLDER}/{name}"
     return f"![{text}]({source}.png)\n\n{text} ([SVG]({source}.svg))"
+
+
+def _samples(campaign: CampaignRecord) -> str:
+    if not any((run.folder / GENERATIONS_FILE).exists() for run in campaign.runs):
+        return ""
+    return (
+        "## What the policies wrote\n\n"
+        "Logged completions, why they were rewarded, and the credit of each token; from this "
+        "folder:\n\n"
+        "```sh\n"
+        "retrain samples .                        # the newest, in the terminal\n"
+        "retrain samples . --html samples.html    # a page to look through and to hand on\n"
+        "```"
+    )
 
 
 def _how_drawn(curves: Sequence[Curve]) -> str:

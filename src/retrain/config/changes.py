@@ -65,9 +65,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     fixed_length = config.training.lr_schedule != "constant"
     return {
         place: value
-        for table, keys in config.model_dump(mode="json").items()
-        for key, value in keys.items()
-        for place in (f"{table}.{key}",)
+        for place, value in _values(config).items()
         if place not in MAY_CHANGE or (fixed_length and place == "training.max_steps")
     }
 
@@ -126,6 +124,9 @@ def refuse_changes(
 
 def _values(config: RunConfig) -> dict[str, Any]:
     dumped = config.model_dump(mode="json")
+    for component in dumped["reward"]["components"]:
+        for place in MAY_CHANGE:
+            component.pop(place.removeprefix("reward."), None)
     return {
         f"{table}.{key}": value for table, keys in dumped.items() for key, value in keys.items()
     }

@@ -15,7 +15,7 @@ from dataclasses import replace
 from retrain.config.campaign_checks import check_campaign, check_squeeze
 from retrain.config.conditions import Condition
 from retrain.config.data_checks import check_data
-from retrain.config.findings import Finding, idle, no_device
+from retrain.config.findings import Finding, idle, no_device, written_key
 from retrain.config.messages import near, show
 from retrain.config.reward_checks import check_reward
 from retrain.config.schema import RetrainConfig, RunConfig
@@ -62,7 +62,7 @@ def check(
         if len(holders) == len(conditions):
             findings.append(finding)
             continue
-        own = [holder for holder in holders if finding.key in holder.written]
+        own = [holder for holder in holders if written_key(finding.key) in holder.written]
         if own:
             findings += [replace(finding, key=f"{holder.place}.{finding.key}") for holder in own]
         elif not finding.is_idle:

@@ -12,6 +12,7 @@ from retrain.config.schema import (
     ConditionConfig,
     RetrainConfig,
     RunConfig,
+    Table,
 )
 from retrain.config.validation import validate
 from retrain.errors import ConfigIssue
@@ -125,8 +126,15 @@ def _changes(written: labels.Changes, config: RunConfig) -> labels.Changes:
             if unknown or key in _MODES or (key == "algorithm_mode" and not value):
                 continue
             typed = value if isinstance(value, dict) else getattr(getattr(config, table), key)
-            changes.setdefault(table, {})[key] = typed
+            changes.setdefault(table, {})[key] = _plain(typed)
     return changes
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML knows it: tables in a list as dicts of what was written."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.model_dump(exclude_unset=True) if isinstance(value, Table) else value
 
 
 def _modes_text(run: RunConfig) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retrain.analysis.words import duration, plural
+from retrain.config.explain_memory import memory_rows
 from retrain.config.load import LoadedConfig
 from retrain.config.messages import show
 from retrain.config.schema import RetrainConfig
@@ -56,6 +57,7 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         ],
         "step": _step(loaded),
         "backend": _backend(loaded),
+        "memory": _memory(loaded),
         "capacity": _capacity(loaded),
         "notes": list(_notes(loaded)),
         "warnings": list(warnings),
@@ -108,11 +110,11 @@ def _step(loaded: LoadedConfig) -> dict[str, Any]:
 
 
 def _backend(loaded: LoadedConfig) -> dict[str, Any]:
-    from retrain.models.folder import inspect_model
+    from retrain.models.folder import inspect
     from retrain.policies.backends import BACKENDS
 
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
-    model = inspect_model(config.model.model, loaded.base_dir)
+    model = inspect(config.model, loaded.base_dir)
     capabilities = asdict(BACKENDS[config.backend.backend])
     return {
         "backend": config.backend.backend,
@@ -123,6 +125,13 @@ def _backend(loaded: LoadedConfig) -> dict[str, Any]:
         **capabilities,
         "losses": sorted(capabilities["losses"]),
     }
+
+
+def _memory(loaded: LoadedConfig) -> dict[str, Any] | None:
+    """Of the first condition's runs."""
+    from retrain.experiments.memory import run_memory
+
+    return run_memory(loaded.run_config(loaded.conditions[0], loaded.seeds[0]), loaded.base_dir)
 
 
 def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
@@ -171,9 +180,27 @@ def _notes(loaded: LoadedConfig) -> Iterator[str]:
             f"with {plural(count, 'seed')} the smallest possible sign-flip p value is "
             f"{smallest:g}; 6 seeds are the fewest that can reach {SIGNIFICANT}"
         )
+    yield from _downloads(loaded)
     model = loaded.config.model.model
     if model == "embedded":
         yield "the embedded model is a toy: it shows that a method works, not how well"
+
+
+def _downloads(loaded: LoadedConfig) -> Iterator[str]:
+    """The data sets that are not on this machine yet, each once."""
+    from retrain.errors import InputError
+    from retrain.tasks.download import describe, missing
+
+    told = set()
+    for condition in loaded.conditions:
+        try:
+            wanted = missing(loaded.run_config(condition, loaded.seeds[0]).data)
+        except InputError:
+            # It is in error, which has been told.
+            continue
+        if wanted and tuple(wanted) not in told:
+            told.add(tuple(wanted))
+            yield f"before training the data set will be downloaded: {describe(wanted)}"
 
 
 def _squeeze(loaded: LoadedConfig, warnings: Sequence[str]) -> dict[str, Any]:
@@ -310,6 +337,8 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
     view.add_row("  can", "; ".join(reversed(can)))
     view.add_row("  cannot", "; ".join(cannot) or "nothing that this config could ask for")
     at_a_time = plural(capacity["effective_parallelism"], "run")
+    for heading, text in memory_rows(explanation["memory"]) if explanation["memory"] else ():
+        view.add_row(heading, text)
     view.add_row("at a time", capacity["parallelism_note"] or at_a_time)
     view.add_row("time", _time_words(capacity))
     return Group(Text(), _heading("summary"), Padding(view, (0, 0, 0, 2)))

@@ -23,6 +23,12 @@ class Finding:
     is_idle: bool = False
 
 
+def written_key(key: str) -> str:
+    """The key of a table in which `key` stands: `reward.components[2].weight` is written in
+    `reward.components`."""
+    return re.sub(r"\[\d+\].*", "", key)
+
+
 def idle(key: str, reason: str, *also: str, is_error: bool = False) -> Finding:
     message = f"is written, but nothing reads it: {reason}"
     return Finding(key, message, also, is_error=is_error, is_idle=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retrain.config import checks, overrides
 from retrain.config.conditions import Condition, clashes, resolve, single
 from retrain.config.files import DEFAULT_FILE, read_toml
 from retrain.config.overrides import Override, parse_set
-from retrain.config.schema import RetrainConfig, RunConfig, Table
+from retrain.config.schema import RetrainConfig, RewardKeys, RunConfig, Table
 from retrain.config.validation import validate
 from retrain.errors import ConfigError, ConfigIssue
 
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
+
+RewardT = TypeVar("RewardT", bound=RewardKeys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +262,15 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
     The config's folder is the first place where plugins are looked for.
     """
     update: dict[str, Table] = {}
-    if run.data.path:
-        update["data"] = run.data.model_copy(update={"path": _from(base_dir, run.data.path)})
+    data = {key: getattr(run.data, key) for key in ("path", "held_out_path")}
+    is_id = run.data.source == "hub" and not is_folder_name(run.data.path, base_dir)
+    update["data"] = run.data.model_copy(
+        update={
+            key: _from(base_dir, path)
+            for key, path in data.items()
+            if path and not (key == "path" and is_id)
+        }
+    )
     model: dict[str, str] = {}
     if is_folder_name(run.model.model, base_dir):
         model["model"] = _from(base_dir, run.model.model)
@@ -270,9 +279,18 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
     update["model"] = run.model.model_copy(update=model)
     log_dir = _from(Path.cwd(), run.logging.log_dir)
     update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
+    components = [_absolute_cache(component) for component in run.reward.components]
+    reward = _absolute_cache(run.reward)
+    update["reward"] = reward.model_copy(update={"components": components})
     folders = [str(base_dir), *(_from(base_dir, path) for path in run.plugins.search_paths)]
     update["plugins"] = run.plugins.model_copy(update={"search_paths": [*dict.fromkeys(folders)]})
     return run.model_copy(update=update)
+
+
+def _absolute_cache(reward: RewardT) -> RewardT:
+    if not reward.cache_dir:
+        return reward
+    return reward.model_copy(update={"cache_dir": _from(Path.cwd(), reward.cache_dir)})
 
 
 def is_folder_name(model: str, base_dir: Path) -> bool:

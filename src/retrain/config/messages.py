@@ -18,6 +18,7 @@ from retrain.config.schema import (
     CampaignConfig,
     ConditionConfig,
     RetrainConfig,
+    RewardComponentConfig,
     SqueezeConfig,
     Table,
 )
@@ -27,6 +28,12 @@ TABLES: dict[str, type[Table]] = {
     for name, table in RetrainConfig(squeeze=SqueezeConfig(), campaign=CampaignConfig())
 }
 """Every table of a TOML file, by its name."""
+
+LISTED: dict[str, type[Table]] = {
+    "campaign.conditions": ConditionConfig,
+    "reward.components": RewardComponentConfig,
+}
+"""Tables that may stand many times, with two brackets."""
 
 _TABLE_SYNONYMS = {
     "optimizer": "training",
@@ -42,6 +49,7 @@ _TABLE_SYNONYMS = {
     "plugin": "plugins",
     "advantage": "algorithm",
     "conditions": "campaign.conditions",
+    "components": "reward.components",
 }
 
 _KEY_SYNONYMS = {
@@ -76,8 +84,7 @@ _KEY_SYNONYMS = {
 
 @cache
 def _table_schema(table: str) -> dict[str, Any]:
-    model = ConditionConfig if table == "campaign.conditions" else TABLES[table]
-    return model.model_json_schema()
+    return (LISTED.get(table) or TABLES[table]).model_json_schema()
 
 
 def key_schema(table: str, key: str) -> dict[str, Any]:
@@ -162,6 +169,8 @@ def _items(schema: Mapping[str, Any]) -> str:
     least, most = schema.get("minItems"), schema.get("maxItems")
     count = f" of {least}" if least and least == most else ""
     items: Mapping[str, Any] = schema.get("items", {})
+    if "enum" in items:
+        return f"{count or ' of'} {', '.join(show(option) for option in items['enum'])}"
     words = {
         "integer": "whole numbers" + _range(items),
         "number": "numbers" + _range(items),
@@ -203,6 +212,10 @@ def explain_value(value: object, schema: Mapping[str, Any]) -> str:
         return f"{show(value)} is not known; {wanted} is wanted{hint}"
     if isinstance(value, str):
         return f"{wanted} is wanted"
+    items = [str(c) for o in options for c in o.get("items", {}).get("enum", [])]
+    if isinstance(value, list) and items and (odd := [item for item in value if item not in items]):
+        hint = did_you_mean(odd[0], items) if isinstance(odd[0], str) else ""
+        return f"{show(odd[0])} is not known; {wanted} is wanted{hint}"
     return f"{show(value)} does not fit; {wanted} is wanted"
 
 
@@ -258,7 +271,7 @@ def unknown_top_level(name: str, value: object) -> str:
     synonym = _TABLE_SYNONYMS.get(name)
     if isinstance(value, Mapping) or (value and isinstance(value, list)):
         if synonym:
-            brackets = "[[{}]]" if synonym == "campaign.conditions" else "[{}]"
+            brackets = "[[{}]]" if synonym in LISTED else "[{}]"
             return f"unknown table; did you mean {brackets.format(synonym)}?"
         matches = near(name, TABLES)
         if matches:
@@ -297,6 +310,16 @@ def unknown_condition_key(key: str, value: object) -> str:
     return f"unknown key in [[campaign.conditions]]{did_you_mean(key, plain)}"
 
 
+def unknown_component_key(key: str) -> str:
+    """The message for a key that `[[reward.components]]` does not have."""
+    known = RewardComponentConfig.model_fields
+    if key in TABLES["reward"].model_fields:
+        return "belongs in [reward], above the components"
+    if (synonym := _KEY_SYNONYMS.get(key)) in known:
+        return f"unknown key in [[reward.components]]; did you mean {synonym}?"
+    return f"unknown key in [[reward.components]]{did_you_mean(key, known)}"
+
+
 def bare(key: str) -> str:
     """A key as TOML writes it: with quotes when it has other than word characters."""
     return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key)
@@ -310,22 +333,32 @@ def issue_at(location: Sequence[str | int], kind: str, value: object) -> tuple[s
         return bare(table), unknown_top_level(table, value)
     if not rest:
         return table, f"{show(value)} is no table; write [{table}] with its keys below"
-    if location[:2] == ["campaign", "conditions"]:
-        return _condition_issue(location, kind, value)
+    if ".".join(map(str, location[:2])) in LISTED:
+        return _listed_issue(location, kind, value)
     key = str(rest[0])
     if kind == "extra_forbidden" and len(rest) == 1:
         return f"{table}.{bare(key)}", unknown_key(table, key)
     return f"{table}.{key}", explain_value(value, key_schema(table, key))
 
 
-def _condition_issue(location: Sequence[str | int], kind: str, value: object) -> tuple[str, str]:
+def _listed_issue(location: Sequence[str | int], kind: str, value: object) -> tuple[str, str]:
+    """The same inside `[[campaign.conditions]]` and `[[reward.components]]`."""
+    table, many = f"{location[0]}.{location[1]}", str(location[1])
     if len(location) == 2 or not isinstance(location[2], int):
-        remedy = "write [[campaign.conditions]], with two brackets, above each condition"
-        return "campaign.conditions", f"conditions are a list of tables: {remedy}"
-    where = f"campaign.conditions[{location[2] + 1}]"
+        remedy = f"write [[{table}]], with two brackets, above each {many.removesuffix('s')}"
+        return table, f"{many} are a list of tables: {remedy}"
+    where = f"{table}[{location[2] + 1}]"
     if len(location) == 3:
-        return where, f"{show(value)} is no table; write [[campaign.conditions]] with keys below"
+        return where, f"{show(value)} is no table; write [[{table}]] with keys below"
     key = str(location[3])
     if kind == "extra_forbidden":
-        return f"{where}.{bare(key)}", unknown_condition_key(key, value)
-    return f"{where}.{key}", explain_value(value, key_schema("campaign.conditions", key))
+        unknown = (
+            unknown_condition_key(key, value)
+            if table == "campaign.conditions"
+            else unknown_component_key(key)
+        )
+        return f"{where}.{bare(key)}", unknown
+    schema = key_schema(table, key)
+    if kind == "missing":
+        return f"{where}.{key}", f"is missing; {describe(schema)} is wanted"
+    return f"{where}.{key}", explain_value(value, schema)

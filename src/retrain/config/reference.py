@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrain.config.messages import TABLES, describe, key_schema, show
-from retrain.config.schema import ConditionConfig, RetrainConfig, Table
+from retrain.config.messages import LISTED, TABLES, describe, key_schema, show
+from retrain.config.schema import RetrainConfig, Table
 
 DOCS = Path("docs")
 PAGE = DOCS / "configuration.md"
@@ -92,7 +92,11 @@ def page() -> str:
     parts = [INTRODUCTION]
     for name, model in TABLES.items():
         parts.append(_table(f"[{name}]", name, model))
-    parts.append(_table("[[campaign.conditions]]", "campaign.conditions", ConditionConfig))
+        parts += [
+            _table(f"[[{listed}]]", listed, below)
+            for listed, below in LISTED.items()
+            if listed.partition(".")[0] == name
+        ]
     return "\n".join(parts)
 
 
@@ -103,11 +107,11 @@ def _table(heading: str, name: str, model: type[Table]) -> str:
     text = text[:1].upper() + text[1:]
     lines = [f"## `{heading}`", "", "\n".join([text, rest]).strip(), ""]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for key, field in model.model_fields.items():
-        if key == "conditions":
+    for key, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type"):
+        if f"{name}.{key}" in LISTED:
             continue
-        default = field.get_default(call_default_factory=True)
-        shown = "" if default is None else f"`{show(default)}`"
+        default = "" if field.is_required() else field.get_default(call_default_factory=True)
+        shown = "" if default is None or field.is_required() else f"`{show(default)}`"
         meaning = " ".join((field.description or "").split())
         cells = (f"`{key}`", describe(key_schema(name, key)), shown, meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

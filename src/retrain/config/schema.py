@@ -213,9 +213,10 @@ class DataConfig(Table):
     returns a task."""
     path: str = ""
     """The file, for `jsonl` and `parquet`, or the data set's id, for `hub`, e.g.
-    `"openai/gsm8k"`."""
+    `"openai/gsm8k"`. A folder with a copy of a data set, for `hub` and `math`."""
     held_out_path: str = ""
-    """A second file with the held-out problems; empty holds out what `path` marks, or a tenth."""
+    """For `jsonl` and `parquet`: a second file with the held-out problems; empty holds out what
+    `path` marks, or a tenth."""
     subset: str = ""
     """For `hub`: the data set's configuration, where it has several."""
     split: str = "train"
@@ -242,7 +243,7 @@ class DataConfig(Table):
     domain_key: str = "domain"
     """Field of a row with its domain; rows without it are of the domain `default`."""
     system_prompt: str = ""
-    """System message put before every prompt; empty for none."""
+    """System message put before every prompt, in place of one that it has; empty for none."""
     instruction: str | None = None
     """Text put below every prompt, e.g. how to write the answer. Unless written: none, and for
     `math` to reason step by step and to put the answer into `\\boxed{}`."""
@@ -268,8 +269,9 @@ class RewardKeys(Table):
     """For `custom`, `judge` and `composite`: a reward at or above this counts as correct in
     `correct_rate`."""
     timeout: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds that judging one completion may take: for `math` (5 unless written), after which it
-    is unverifiable, and for `judge` (60 unless written), after which it is asked again."""
+    """For `math`: seconds of CPU time for one answer (5 unless written), after which it is
+    unverifiable. For `judge`: seconds for one request (60 unless written), after which it is sent
+    again."""
     base_url: str = ""
     """For `judge`: an OpenAI-compatible server, e.g. `"http://localhost:8000/v1"`."""
     model: str = ""
@@ -353,7 +355,7 @@ class LoggingConfig(Table):
     log_generations: Count = 4
     """Completions a step written in full to `emergence/generations.jsonl`."""
     wandb_project: str = ""
-    """Also track with Weights & Biases, in this project; empty: off. See `docs/tracking.md`."""
+    """Also track with `trackers`, in this project; empty: off. See `docs/tracking.md`."""
     wandb_entity: str = ""
     """User or team that the project belongs to; empty takes your own default."""
     wandb_run_name: str = ""
@@ -363,10 +365,10 @@ class LoggingConfig(Table):
     wandb_tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
     """Tags besides the condition and `seed<seed>`."""
     trackers: list[Literal["wandb", "trackio"]] = ["wandb"]
-    """Where a run with a `wandb_project` is tracked: `wandb`, `trackio` (local, free, with the same
-    fields), or both."""
+    """Where a run with a `wandb_project` is tracked: `wandb` (Weights & Biases), `trackio` (on this
+    machine, with the same keys), or both."""
     wandb_artifacts: Literal["none", "final", "checkpoints"] = "none"
-    """What is uploaded besides numbers: nothing, the final adapter, or that and the checkpoints."""
+    """What trackers get besides numbers: nothing, the final adapter, or also each checkpoint."""
     wandb_mode: Literal["online", "offline"] = "online"
     """`offline` only writes into the run's folder, for `wandb sync` to send later."""
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from retrain.config.messages import issue_at
+from retrain.config.messages import LISTED, issue_at
 from retrain.config.schema import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -52,8 +52,8 @@ def _split(place: str) -> tuple[str, str]:
 
 def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """The part of pydantic's location that names a key, without items and union alternatives."""
-    in_condition = location[:2] == ("campaign", "conditions") and len(location) > 2
-    return location[:4] if in_condition else location[:2]
+    listed = ".".join(map(str, location[:2])) in LISTED and len(location) > 2
+    return location[:4] if listed else location[:2]
 
 
 def _look_up(values: Any, location: tuple[str | int, ...]) -> Any:
@@ -68,8 +68,12 @@ def _look_up(values: Any, location: tuple[str | int, ...]) -> Any:
 def _take_out(values: Any, location: tuple[str | int, ...]) -> None:
     *path, last = location
     holder = _look_up(values, tuple(path))
+    component = location[:2] == ("reward", "components")
+    # An empty condition keeps the numbers of those after it; a component needs a type.
+    empty = {"type": "match"} if component else {}
     if isinstance(holder, dict):
         holder.pop(last, None)
+        if component and last in empty:
+            holder.update(empty)
     elif isinstance(holder, list) and isinstance(last, int):
-        # An empty condition keeps the numbers of those after it.
-        holder[last] = {}
+        holder[last] = empty

@@ -13,6 +13,7 @@ from retrain.config.dump import run_config_toml
 from retrain.config.load import LoadedConfig
 from retrain.errors import InputError
 from retrain.experiments.conclusion import CampaignResult, conclude
+from retrain.experiments.data import fetch_data
 from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest
 from retrain.experiments.plan import PlannedRun, plan_runs, rerun_script
 from retrain.experiments.session import MakeExecutor, train_campaign
@@ -44,6 +45,7 @@ def run_campaign(
               this machine.
     """
     console = console or Console()
+    fetch_data(loaded, console)
     runs = plan_runs(loaded)
     manifest = create_campaign(loaded, runs)
     with FolderLock(manifest.folder).acquire() as lock:

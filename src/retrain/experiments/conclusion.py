@@ -19,7 +19,7 @@ from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.worker import describe
-from retrain.files import RUN_LOG_FILE
+from retrain.files import GENERATIONS_FILE, RUN_LOG_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,9 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
     _say(console, f"campaign: {folder}")
     if report is not None:
         _say(console, f"report:   {shown(report)}")
+    if any((run.run_dir / GENERATIONS_FILE).exists() for run in result.runs):
+        command = f"retrain samples {shlex.quote(folder)}"
+        _say(console, f"samples:  {command}   (what the policies wrote)")
     for cause in _causes(manifest):
         if text := remedy(cause, folder):
             _say(console, f"{cause}: {text}", "yellow")

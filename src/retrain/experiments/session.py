@@ -35,6 +35,7 @@ from retrain.experiments.workers import WorkerPlan, plan_workers
 from retrain.files import RunRecord, atomic_write_bytes
 from retrain.locks import FolderLock, LockLostError
 from retrain.plugins import own_import_path
+from retrain.tracking.uploads import wait_for_uploads
 
 WORKERS_LOG = "workers.log"
 POLL_S = 0.25
@@ -130,6 +131,8 @@ class _Training:
                 self._manifest.settle()
                 if not signals.stop:
                     squeeze.wait(lambda: signals.stop)
+                    folders = [job.run_dir for job in self._jobs.values()]
+                    wait_for_uploads(folders, view.say, lambda: signals.stop)
             except (OSError, LockLostError) as error:
                 executor.stop()
                 raise self._explained(error) from error

@@ -22,6 +22,7 @@ from retrain.causes import INFRASTRUCTURE, cause_of, remedy
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
+from retrain.experiments.data import fetch_data
 from retrain.experiments.executors.executor import (
     MEASURES,
     Failed,
@@ -38,6 +39,7 @@ from retrain.experiments.worker import describe
 from retrain.experiments.workers import thread_environment, threads_of
 from retrain.files import METRICS_FILE, RUN_LOG_FILE, RunRecord, create_timestamped_folder
 from retrain.locks import LockedError
+from retrain.tracking.uploads import wait_for_uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def run_single(
     """
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
+    fetch_data(loaded, console or Console())
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     condition = condition or loaded.conditions[0].label
     name = name or f"{condition}_s{config.training.seed}"
@@ -144,6 +147,7 @@ def continue_single(
             status, message, measured = trained.status, trained.message, trained.measured()
             view.handle(Finished(name, status, message, measured))
             result = SingleResult(int(status != "done"), run_dir, status, message, measured)
+            wait_for_uploads([run_dir], view.say, lambda: signals.stop)
     _settle(result)
     _conclude(result, console)
     return result

@@ -41,7 +41,7 @@ from retrain.squeeze import (
     render_table,
 )
 from retrain.squeeze.adapter import open_adapter
-from retrain.tracking.wandb_squeeze import track_squeeze
+from retrain.tracking.squeeze import track_squeeze
 
 if TYPE_CHECKING:
     from retrain.training.adapter_check import AdapterChecker
@@ -268,7 +268,7 @@ def _config_of(loaded: LoadedConfig, adapter: Path, written: set[str]) -> RunCon
 
 def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:
     if problem := track_squeeze(settings, folder):
-        _say(console, f"no tracking with Weights & Biases: {problem}")
+        _say(console, problem)
 
 
 def _from(folder: Path, path: str) -> Path:

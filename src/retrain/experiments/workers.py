@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from retrain.analysis.words import plural
 from retrain.config.schema import BackendConfig, CampaignConfig, RunConfig
-from retrain.models.folder import inspect_model
+from retrain.cores import WORKERS_VARIABLE, available_cores
+from retrain.experiments.memory import run_memory, runs_on_cpu
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -26,35 +26,16 @@ def threads_of(backend: BackendConfig) -> int:
     return backend.threads or 1
 
 
-def thread_environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int, workers: int = 1) -> dict[str, str]:
     """Environment that must be set before torch is imported.
 
-    Tokenizers start threads of their own unless told not to.
+    workers: how many share the machine. Tokenizers start threads of their own unless told not to.
     """
     return {
+        WORKERS_VARIABLE: str(workers),
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
     }
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and a container's share of the machine."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
-
-
-def runs_on_cpu(backend: BackendConfig) -> bool:
-    """Whether the policy will be on a CPU, as far as one can tell without torch."""
-    if backend.device != "auto":
-        return backend.device == "cpu"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
-    return hidden or not any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def visible_gpus() -> list[str]:
@@ -89,13 +70,13 @@ def available_memory() -> int | None:
 def worker_memory(config: RunConfig) -> int | None:
     """Bytes of main memory that a worker needs for this run, roughly; None if unknown.
 
-    On a CPU the weights are float32, and a small model keeps a merged copy and its gradients.
+    Of a model that goes to a GPU the weights pass through main memory.
     """
-    model = inspect_model(config.model.model, Path.cwd())
-    if model.path is None:
+    found = run_memory(config, Path.cwd())
+    if found is None:
         return None
-    weights = model.weight_bytes
-    return WORKER_BYTES + (3 if runs_on_cpu(config.backend) else 1) * weights
+    peak = found["peak"]
+    return WORKER_BYTES + int(peak["total" if found["device"] == "cpu" else "weights"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# Tokens whose shares of the text are found together, and their neighbours on each side.
+_BLOCK, _MARGIN = 64, 8
+
+
 class ChatCodec:
     """Encodes problems as chat prompts and decodes completions.
 
@@ -75,6 +79,9 @@ class ChatCodec:
 
     def decode_batch(self, rows: list[IntArray]) -> list[str]:
         """`decode` of many rows at once."""
+        if not rows:
+            # Of nothing, tokenizers make one empty text.
+            return []
         decoded: list[str] = self.tokenizer.batch_decode(
             [row.tolist() for row in rows],
             skip_special_tokens=True,
@@ -87,18 +94,28 @@ class ChatCodec:
 
         Tokens decoded alone usually add up. Where they do not (a character split over several
         byte tokens, a tokenizer that trims leading spaces), shares are the growth of the decoded
-        prefix, and a token that completes a character gets all of it.
+        prefix, and a token that completes a character gets all of it. That is done a few tokens at
+        a time, with neighbours on both sides that settle what is split or trimmed at the edges:
+        over a whole completion it would take time that grows with the square of its length.
         """
-        ids = token_ids.tolist()
-        pieces = [self._piece(token) for token in ids]
+        pieces = [self._piece(token) for token in token_ids.tolist()]
         text = self.decode(token_ids)
         if "".join(pieces) == text:
             return pieces
         shares: list[str] = []
-        known = ""
-        for end in range(1, len(ids) + 1):
+        for start in range(0, len(token_ids), _BLOCK):
+            first, end = max(0, start - _MARGIN), min(start + _BLOCK, len(token_ids))
+            found = self._growth(token_ids[first : end + _MARGIN])
+            shares += found[start - first : end - first]
+        return shares if "".join(shares) == text else self._growth(token_ids)
+
+    def _growth(self, token_ids: IntArray) -> list[str]:
+        """How much each token adds to the text of those before it."""
+        shares: list[str] = []
+        known, text = "", self.decode(token_ids)
+        for end in range(1, len(token_ids) + 1):
             prefix = self.decode(token_ids[:end])
-            stable = prefix.rstrip("\ufffd") if end < len(ids) else text
+            stable = prefix.rstrip("\ufffd") if end < len(token_ids) else text
             if not stable.startswith(known):
                 stable = known
             shares.append(stable[len(known) :])

@@ -36,17 +36,6 @@ class ModelFolder:
     _render: Callable[[Problem], str] | None = field(default=None, repr=False)
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights in float32; 0 when the folder does not tell."""
-        if self.path is None:
-            return 0
-        files = {file for pattern in WEIGHT_PATTERNS for file in self.path.glob(pattern)}
-        config = _read_json(self.path / "config.json") or {}
-        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        factor = 2 if stored.endswith("16") else 1
-        return factor * sum(file.stat().st_size for file in files)
-
-    @property
     def shape(self) -> ModelShape | None:
         """How large it is; None when the folder does not tell."""
         if self.path is None or not self.config:

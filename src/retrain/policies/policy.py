@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrain.config.schema import LossConfig
-from retrain.types import Completion, IntArray, Problem, SamplingParams, TrainBatch
+from retrain.types import Completion, IntArray, OnDone, Problem, SamplingParams, TrainBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,6 @@ class UpdateStats:
     clip_fraction: float | None
     kl_to_sampler: float | None
     kl_to_base: float | None
-
-
-OnDone = Callable[[int, int, Completion], None]
-"""(index of the prompt, index of the completion, the completion)."""
 
 
 class NonFiniteUpdateError(Exception):

@@ -2,57 +2,145 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
 from numbers import Real
 from typing import Any
 
-from retrain.errors import RetrainError
+from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint
 from retrain.types import Completion, Problem, Score
 
-_SHOWN_CHARACTERS = 400
+__all__ = ["CustomReward", "RewardFailedError"]
+
+_EXTRAS: dict[str, Callable[[Problem], Any]] = {
+    "problem": lambda problem: problem,
+    "metadata": lambda problem: problem.metadata,
+}
+"""Parameters that a function may ask for by their names."""
 
 
-class RewardFailedError(RetrainError):
-    """A reward function raised, or returned something that is no reward."""
-
-
-class CustomReward:
-    """Calls `fn(response, reference)`, with `problem=` when the function has that parameter.
+class CustomReward(Reward):
+    """Calls `fn(response, reference)`, with `problem=` and `metadata=` when the function has these
+    parameters.
 
     It returns a number, or a `retrain.types.Score`. A number at or above `correct_threshold`
-    counts as correct.
+    counts as correct. The calls of an async function go on side by side, and beside the decoding,
+    in a thread of their own.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, correct_threshold: float) -> None:
         self._function = function
         self._name = name
         self._threshold = correct_threshold
-        self._takes_problem = "problem" in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
+        self._extras = [extra for extra in _EXTRAS if extra in parameters]
+        self._loop = _LoopThread()
+        self.early = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        )
 
     def score(self, problem: Problem, completion: Completion) -> Score:
-        extra = {"problem": problem} if self._takes_problem else {}
+        return self._wait(self._call(problem, completion), problem, completion)
+
+    def begin(self, problem: Problem, completion: Completion) -> Pending:
+        if not self.early:
+            return partial(self.score, problem, completion)
+        return partial(self._wait, self._call(problem, completion), problem, completion)
+
+    def probe(self, problem: Problem, completion: Completion) -> None:
+        try:
+            self.score(problem, completion)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def _call(self, problem: Problem, completion: Completion) -> Any:
+        """What the function returns, or a future of it when it is async."""
+        extra = {name: _EXTRAS[name](problem) for name in self._extras}
         try:
             result = self._function(completion.text, problem.answer, **extra)
         except Exception as error:
-            raise RewardFailedError(
-                self._complaint(f"raised {type(error).__name__}: {error}", problem, completion)
-            ) from error
-        if isinstance(result, Score):
-            value, outcome = result.reward, result.outcome
-        elif isinstance(result, Real) or hasattr(result, "__float__"):
-            value = float(result)
-            outcome = "correct" if value >= self._threshold else "wrong"
-        else:
-            raise RewardFailedError(
-                self._complaint(f"returned {result!r}; a number is wanted", problem, completion)
-            )
-        if not math.isfinite(value):
-            raise RewardFailedError(self._complaint(f"returned {value}", problem, completion))
-        return result if isinstance(result, Score) else Score(value, outcome)
+            raise self._raised(error, problem, completion) from error
+        return self._loop.run(result) if inspect.isawaitable(result) else result
 
-    def _complaint(self, what: str, problem: Problem, completion: Completion) -> str:
-        text = completion.text
-        shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
-        return f"the reward {self._name} {what}\nproblem {problem.id}, completion: {shown!r}"
+    def _wait(self, result: Any, problem: Problem, completion: Completion) -> Score:
+        if isinstance(result, Future):
+            try:
+                result = result.result()
+            except (Exception, CancelledError) as error:
+                raise self._raised(error, problem, completion) from error
+        return self._checked(result, problem, completion)
+
+    def _checked(self, result: Any, problem: Problem, completion: Completion) -> Score:
+        if isinstance(result, Score):
+            if not math.isfinite(result.reward):
+                raise self._failed(f"returned {result.reward}", problem, completion)
+            return result
+        if not (isinstance(result, Real) or hasattr(result, "__float__")):
+            raise self._failed(f"returned {result!r}; a number is wanted", problem, completion)
+        try:
+            value = float(result)
+        except (TypeError, ValueError, OverflowError):
+            what = f"returned {result!r}; a number is wanted"
+            raise self._failed(what, problem, completion) from None
+        if not math.isfinite(value):
+            raise self._failed(f"returned {value}", problem, completion)
+        return Score(value, "correct" if value >= self._threshold else "wrong")
+
+    def _raised(
+        self, error: BaseException, problem: Problem, completion: Completion
+    ) -> RewardFailedError:
+        return self._failed(f"raised {type(error).__name__}: {error}", problem, completion)
+
+    def _failed(self, what: str, problem: Problem, completion: Completion) -> RewardFailedError:
+        return RewardFailedError(complaint(f"{self._name} {what}", problem, completion))
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, from the first call to `close`."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, awaitable: Awaitable[Any]) -> Future[Any]:
+        """Start awaiting it."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name="retrain-async-reward", daemon=True
+            )
+            self._thread.start()
+
+        async def awaited() -> Any:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop)
+
+    def close(self) -> None:
+        """Cancel what is still awaited."""
+        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+
+        async def cancel_all() -> None:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await loop.shutdown_asyncgens()
+
+        with contextlib.suppress(TimeoutError, CancelledError):
+            asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(2.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(2.0)
+        if not thread.is_alive():
+            loop.close()

@@ -1,28 +1,120 @@
-"""What every reward offers."""
+"""What every reward offers, and how a rollout's completions are judged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Self
 
-from retrain.types import Completion, Group, Problem, Score
+from retrain.errors import RetrainError
+from retrain.types import Completion, Group, OnDone, Problem, Score
+
+Pending = Callable[[], Score | None]
+"""Waits for a judgement. None: there is none to be had, and the completion leaves its group."""
+
+_SHOWN_CHARACTERS = 400
 
 
-class Reward(Protocol):
-    """Judges completions."""
+class RewardFailedError(RetrainError):
+    """A reward raised, returned something that is no reward, or could not be asked."""
 
-    def score(self, problem: Problem, completion: Completion) -> Score:
-        """The completion's reward and outcome; a pure function of its arguments."""
-        ...
+
+class Reward:
+    """Judges completions. A kind of reward defines `score`, or `begin` when judging takes a while
+    and other things can be done meanwhile.
+
+    early: whether it pays to begin while other completions are still decoded.
+    """
+
+    early = False
+
+    def score(self, problem: Problem, completion: Completion) -> Score | None:
+        """The completion's reward and outcome; None when it is to be left out of its group."""
+        return self.begin(problem, completion)()
+
+    def begin(self, problem: Problem, completion: Completion) -> Pending:
+        """Start judging; call what is returned for the result. Must not block."""
+        return partial(self.score, problem, completion)
+
+    def probe(self, problem: Problem, completion: Completion) -> None:
+        """What can be tried in milliseconds, without a server or another process. Raises
+        InputError or RewardFailedError when the reward cannot work."""
+        self.score(problem, completion)
+
+    def open(self) -> None:
+        """Get ready for a run. Raises RetrainError when what it needs cannot be had."""
+
+    def close(self) -> None:
+        """Let go of processes, threads and connections; what is not judged yet never will be."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Scoring:
+    """The judging of one rollout: begun as completions come in, waited for at the end."""
+
+    def __init__(self, reward: Reward, problems: Sequence[Problem]) -> None:
+        self._reward = reward
+        self._problems = problems
+        self._begun: dict[tuple[int, int], Pending] = {}
+
+    @property
+    def on_done(self) -> OnDone | None:
+        """For `Policy.sample`; None when the reward is too quick to be worth an early start."""
+        return self._begin if self._reward.early else None
+
+    def _begin(self, prompt: int, sample: int, completion: Completion) -> None:
+        pending = self._reward.begin(self._problems[prompt], completion)
+        self._begun[prompt, sample] = pending
+
+    def scored(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups of the problems, in order, with every completion judged; those that cannot be
+        are left out and counted in `masked`."""
+        if self._reward.early:
+            # All are begun before the first is waited for.
+            for i, group in enumerate(groups):
+                for j, completion in enumerate(group.completions):
+                    if (i, j) not in self._begun:
+                        self._begin(i, j, completion)
+        return [self._scored(i, group) for i, group in enumerate(groups)]
+
+    def _scored(self, prompt: int, group: Group) -> Group:
+        kept: list[tuple[Completion, Score]] = []
+        for sample, completion in enumerate(group.completions):
+            pending = self._begun.pop((prompt, sample), None)
+            score = pending() if pending else self._reward.score(group.problem, completion)
+            if score is not None:
+                kept.append((completion, score))
+        return replace(
+            group,
+            completions=tuple(completion for completion, _ in kept),
+            scores=tuple(score for _, score in kept),
+            masked=len(group.completions) - len(kept),
+        )
 
 
 def score(groups: Sequence[Group], reward: Reward) -> list[Group]:
     """The groups with every completion judged."""
-    return [
-        replace(
-            group,
-            scores=tuple(reward.score(group.problem, item) for item in group.completions),
-        )
-        for group in groups
-    ]
+    return Scoring(reward, [group.problem for group in groups]).scored(groups)
+
+
+def complaint(what: str, problem: Problem, completion: Completion) -> str:
+    """A message about a failed reward that names the problem and shows the completion."""
+    text = completion.text
+    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+    return f"the reward {what}\nproblem {problem.id}, completion: {shown!r}"
+
+
+def is_milestone(count: int) -> bool:
+    """Whether the `count`-th of many alike events is worth a line in the log: 1, 10, 100, …"""
+    return count > 0 and set(str(count)[1:]) <= {"0"} and str(count)[0] == "1"

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from retrain.advantages.credit import Credit
+from retrain.advantages.credit import Credit, Pieces
 from retrain.advantages.planning import PlanningMatcher
 from retrain.files import (
     EVALUATION_FOLDER,
@@ -22,6 +20,7 @@ from retrain.files import (
     count_lines,
     sync_file,
 )
+from retrain.tracking.generations import generation_rows
 from retrain.types import Group
 
 OnRow = Callable[[Mapping[str, Any]], None]
@@ -38,14 +37,17 @@ class Journal:
         run_dir: Path,
         condition: str,
         planning: PlanningMatcher,
+        pieces: Pieces,
         log_generations: int,
         on_row: OnRow | None = None,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`guard` is called before anything is written; it raises when the run is not ours."""
+        """`pieces` says each token's share of a completion's text. `guard` is called before
+        anything is written; it raises when the run is not ours."""
         self._run_dir = run_dir
         self._condition = condition
         self._planning = planning
+        self._pieces = pieces
         self._log_generations = log_generations
         self._on_row = on_row
         self._guard = guard
@@ -59,7 +61,10 @@ class Journal:
         """The step's row, its summary and a few of its completions; the row is written last, so
         that a step with a row has everything."""
         self._guard()
-        self._append(GENERATIONS_FILE, self._generations(step, groups, credit))
+        generations = generation_rows(
+            step, groups, credit, self._planning, self._pieces, self._log_generations
+        )
+        self._append(GENERATIONS_FILE, generations)
         self._append(STEPS_FILE, [self._summary(step, groups, credit, row)])
         self._append(METRICS_FILE, [row])
         if self._on_row is not None:
@@ -93,30 +98,3 @@ class Journal:
             "total_count": len(scores),
             "uncertainty": float(tokens.mean()) if tokens.size else None,
         }
-
-    def _generations(
-        self, step: int, groups: Sequence[Group], credit: Credit
-    ) -> list[dict[str, Any]]:
-        """Completions spread evenly over the batch: the same places in every condition, so that
-        they can be read side by side."""
-        rows = [(group, i) for group in groups for i in range(len(group.completions))]
-        count = min(self._log_generations, len(rows))
-        chosen = [int(i) for i in np.arange(count) * len(rows) // max(count, 1)]
-        generations = []
-        for index in chosen:
-            group, place = rows[index]
-            completion, score = group.completions[place], group.scores[place]
-            generations.append(
-                {
-                    "step": step,
-                    "problem_id": group.problem.id,
-                    "prompt": group.problem.prompt,
-                    "completion": completion.text,
-                    "reward": score.reward,
-                    "outcome": score.outcome,
-                    "num_tokens": completion.num_tokens,
-                    "advantage": float(credit.advantages[index]),
-                    "planning_spans": self._planning.spans(completion.text),
-                }
-            )
-        return generations

@@ -22,6 +22,7 @@ from retrain.policies.local.base import BaseModel
 from retrain.policies.local.policy import LocalPolicy
 from retrain.rewards.registry import build_reward
 from retrain.squeeze.adapter import Adapter, open_adapter
+from retrain.tasks.prompts import counting
 from retrain.tasks.registry import build_task
 from retrain.training.evaluation import EvaluationResult, evaluate
 from retrain.types import Group, TrainBatch, pad_rows
@@ -67,8 +68,8 @@ class AdapterChecker:
         self._config = config
         self._base = base
         search_paths = config.plugins.search_paths
-        task = build_task(config.data, search_paths)
-        self._reward = build_reward(config.reward, search_paths)
+        task = build_task(config.data, search_paths, counting(base.codec), base.context)
+        self._reward = build_reward(config.reward, search_paths, config.logging.log_dir)
         self._problems = task.held_out(config.evaluation.num_problems)
         if not self._problems:
             raise InputError(f"evaluation.num_problems: {task.name} gives no held-out problem")
@@ -99,8 +100,9 @@ class AdapterChecker:
             return load_policy(adapter, self._base, self._config)
 
     def _evaluate(self, policy: LocalPolicy) -> EvaluationResult:
-        config = self._config
-        return evaluate(policy, self._problems, self._reward, config.evaluation, config.training, 0)
+        config, reward = self._config, self._reward
+        with reward:
+            return evaluate(policy, self._problems, reward, config.evaluation, config.training, 0)
 
 
 def load_policy(adapter: Adapter, base: BaseModel, config: RunConfig) -> LocalPolicy:
@@ -140,7 +142,12 @@ def load_policy(adapter: Adapter, base: BaseModel, config: RunConfig) -> LocalPo
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> Difference:
     pairs = zip(one["problems"], other["problems"], strict=True)
-    values = [float(np.mean(a[key]) - np.mean(b[key])) for a, b in pairs]
+    # What could not be judged is [] or None.
+    values = [
+        float(np.mean(a[key]) - np.mean(b[key]))
+        for a, b in pairs
+        if all(each[key] not in ([], None) for each in (a, b))
+    ]
     contrast = contrast_of_differences(values)
     return Difference(contrast.mean_difference, contrast.low, contrast.high, contrast.n)
 

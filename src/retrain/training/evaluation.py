@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrain import seeding
 from retrain.config.schema import EvaluationConfig, TrainingConfig
 from retrain.policies.policy import Policy
-from retrain.rewards.reward import Reward, score
+from retrain.rewards.reward import Reward, RewardFailedError, Scoring
 from retrain.training.rollout import sample_groups
 from retrain.types import Group, Problem, SamplingParams
 
@@ -36,7 +37,7 @@ def evaluate(
     training: TrainingConfig,
     steps_done: int,
 ) -> EvaluationResult:
-    """Sample and judge the held-out problems.
+    """Sample and judge the held-out problems. Completions that cannot be judged do not count.
 
     A completion's uniform numbers are keyed by (seed, problem id, sample index), not by the
     step: before and after, and all conditions under a seed, are compared with the same luck.
@@ -52,16 +53,19 @@ def evaluate(
         dtype=np.uint64,
     )
     sampling = SamplingParams(training.max_tokens, config.temperature)
-    sampled = score(sample_groups(policy, problems, keys, sampling), reward)
+    sampled = _judged(policy, problems, keys, sampling, reward)
     greedy: list[Group] = []
     if config.greedy:
         greedy_sampling = SamplingParams(training.max_tokens, temperature=0.0)
-        greedy = score(sample_groups(policy, problems, keys[:, :1], greedy_sampling), reward)
+        greedy = _judged(policy, problems, keys[:, :1], greedy_sampling, reward)
     correct = [_correct(group) for group in sampled]
-    greedy_correct = [_correct(group)[0] for group in greedy]
+    # None where the completion could not be judged.
+    greedy_correct = [next(iter(_correct(group)), None) for group in greedy]
     completions = [completion for group in sampled for completion in group.completions]
-    accuracy = float(np.mean(correct))
-    greedy_accuracy = float(np.mean(greedy_correct)) if greedy else None
+    scores = [score for group in sampled for score in group.scores]
+    accuracy = float(np.mean([each for of_problem in correct for each in of_problem]))
+    judged = [each for each in greedy_correct if each is not None]
+    greedy_accuracy = float(np.mean(judged)) if greedy else None
     rows: list[dict[str, Any]] = []
     for index, problem in enumerate(problems):
         row: dict[str, Any] = {
@@ -82,12 +86,32 @@ def evaluate(
             "temperature": config.temperature,
             "accuracy": accuracy,
             "greedy_accuracy": greedy_accuracy,
+            "unverifiable_rate": float(np.mean([s.outcome == "unverifiable" for s in scores])),
+            "masked_completions": sum(group.masked for group in (*sampled, *greedy)),
             "mean_tokens": float(np.mean([c.num_tokens for c in completions])),
             "max_token_hit_rate": float(np.mean([c.stop_reason == "length" for c in completions])),
             "problems": rows,
         },
         tuple(sampled),
     )
+
+
+def _judged(
+    policy: Policy,
+    problems: Sequence[Problem],
+    keys: NDArray[np.uint64],
+    sampling: SamplingParams,
+    reward: Reward,
+) -> list[Group]:
+    """Completions of each problem, judged. Raises RewardFailedError when none of them could be:
+    an evaluation that measured nothing must not pass for one."""
+    scoring = Scoring(reward, problems)
+    groups = scoring.scored(sample_groups(policy, problems, keys, sampling, scoring.on_done))
+    if not any(group.scores for group in groups):
+        raise RewardFailedError(
+            "no completion of the held-out problems could be judged, so there is no accuracy"
+        ) from ConnectionError("no verdict")
+    return groups
 
 
 def _correct(group: Group) -> list[int]:

@@ -43,10 +43,11 @@ class Health:
         if not self.rewarded and self.steps >= _PATIENCE and completions:
             text = completions[0].text
             shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+            problem = next(group.problem for group in groups if group.completions)
             found["no_reward"] = (
                 f"the reward has been 0 for all completions of the first {self.steps} steps; "
                 "compare what the reward looks for with what the model writes. Problem "
-                f"{groups[0].problem.id}, reference {groups[0].problem.answer!r}, completion: "
+                f"{problem.id}, reference {problem.answer!r}, completion: "
                 f"{shown!r}"
             )
         elif self.uninformative_steps >= _PATIENCE:

@@ -12,7 +12,7 @@ from retrain.advantages.uncertainty import NonFiniteError
 from retrain.config.schema import RunConfig
 from retrain.errors import DivergedError
 from retrain.policies.policy import NonFiniteUpdateError, Policy
-from retrain.rewards.reward import Reward, score
+from retrain.rewards.reward import Reward, Scoring
 from retrain.tasks.task import Task
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints
@@ -66,10 +66,19 @@ def train(run: Run) -> None:
         problems = run.task.train_batch(training.seed, step, training.batch_size)
         sepa_lambda, gate_open = state.sepa.lambda_for(step), state.sepa.gate_open
 
+        # A reward that takes a while begins with each completion as soon as it is decoded.
+        scoring = Scoring(run.reward, problems)
         with clock("sample"):
-            groups = rollout(policy, problems, training, step, run.algorithm.needs_entropies)
+            groups = rollout(
+                policy,
+                problems,
+                training,
+                step,
+                run.algorithm.needs_entropies,
+                scoring.on_done,
+            )
         with clock("reward"):
-            groups = score(groups, run.reward)
+            groups = scoring.scored(groups)
         try:
             with clock("update"):
                 credit = assign_credit(

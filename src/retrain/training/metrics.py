@@ -16,7 +16,7 @@ from retrain.config.schema import TrainingConfig
 from retrain.policies.policy import UpdateStats
 from retrain.training.evaluation import EvaluationResult
 from retrain.training.schedule import learning_rate
-from retrain.types import Group
+from retrain.types import Group, Score
 
 
 class Clock:
@@ -49,11 +49,11 @@ def rollout_metrics(groups: Sequence[Group], credit: Credit) -> dict[str, Any]:
     completions = [completion for group in groups for completion in group.completions]
     scores = [score for group in groups for score in group.scores]
     tokens = [completion.num_tokens for completion in completions]
-    parts = sorted({name for score in scores for name in score.parts})
     return {
         "mean_reward": _mean([score.reward for score in scores]),
         "correct_rate": _mean([score.outcome == "correct" for score in scores]),
         "unverifiable_rate": _mean([score.outcome == "unverifiable" for score in scores]),
+        "masked_completions": sum(group.masked for group in groups),
         "num_datums": int((credit.token_advantages != 0).any(axis=1).sum()),
         "informative_groups": credit.causes.count("informative"),
         "groups_all_correct": credit.causes.count("all_correct"),
@@ -64,8 +64,20 @@ def rollout_metrics(groups: Sequence[Group], credit: Credit) -> dict[str, Any]:
         "tokens": sum(tokens),
         **credit.stats,
         "advantage_abs_mean": _mean(np.abs(credit.advantages).tolist()),
-        **{f"reward_parts/{name}": _mean([s.parts.get(name) for s in scores]) for name in parts},
+        **_component_metrics(scores),
     }
+
+
+def _component_metrics(scores: Sequence[Score]) -> dict[str, float | None]:
+    """The parts that the rewards were made of; the total is there for every reward."""
+    found: dict[str, float | None] = {
+        "reward_components/total_reward/mean": _mean([score.reward for score in scores])
+    }
+    for name in sorted({name for score in scores for name in score.parts}):
+        values = [score.parts[name] for score in scores if name in score.parts]
+        for statistic in ("mean", "std", "min", "max"):
+            found[f"reward_components/{name}/{statistic}"] = float(getattr(np, statistic)(values))
+    return found
 
 
 def update_metrics(

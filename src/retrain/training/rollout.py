@@ -15,6 +15,7 @@ from retrain.types import (
     BoolArray,
     FloatArray,
     Group,
+    OnDone,
     Problem,
     SamplingParams,
     TrainBatch,
@@ -28,8 +29,9 @@ def rollout(
     training: TrainingConfig,
     step: int,
     entropies: bool,
+    on_done: OnDone | None = None,
 ) -> list[Group]:
-    """`group_size` completions of each problem.
+    """`group_size` completions of each problem; `on_done` hears of each as soon as it is there.
 
     Each row's uniform numbers are keyed by (seed, step, problem index, sample index): the same
     for every condition under this seed.
@@ -49,6 +51,7 @@ def rollout(
         problems,
         keys,
         SamplingParams(training.max_tokens, training.temperature, training.top_p, entropies),
+        on_done,
     )
 
 
@@ -57,10 +60,11 @@ def sample_groups(
     problems: Sequence[Problem],
     keys: NDArray[np.uint64],
     sampling: SamplingParams,
+    on_done: OnDone | None = None,
 ) -> list[Group]:
     """keys (problems, completions) -> a group a problem."""
     prompts = [policy.codec.encode(problem) for problem in problems]
-    sampled = policy.sample(prompts, keys, sampling)
+    sampled = policy.sample(prompts, keys, sampling, on_done)
     return [
         Group(problem, prompt, tuple(completions))
         for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
@@ -71,7 +75,8 @@ def optimizer_batches(
     groups: Sequence[Group], credit: Credit, config: RunConfig, step: int
 ) -> Iterator[TrainBatch]:
     """The step's optimizer steps in order: `updates_per_batch` passes over the completions, each
-    cut into `minibatches` equal shares in an order from a keyed stream."""
+    cut into `minibatches` equal shares in an order from a keyed stream. Shares that hold nothing,
+    as completions were left out, are left out too."""
     training = config.training
     rows = [completion for group in groups for completion in group.completions]
     whole = TrainBatch(
@@ -89,7 +94,8 @@ def optimizer_batches(
         if training.minibatches > 1:
             order = seeding.generator(training.seed, "minibatches", step, update).permutation(order)
         for share in np.array_split(order, training.minibatches):
-            yield weigh(whole.rows(share), config)
+            if len(share):
+                yield weigh(whole.rows(share), config)
 
 
 def weigh(batch: TrainBatch, config: RunConfig) -> TrainBatch:

@@ -38,9 +38,10 @@ from retrain.models.lora import LoraSpec
 from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.local.policy import LocalPolicy
 from retrain.rewards.registry import build_reward
+from retrain.tasks.prompts import counting
 from retrain.tasks.registry import build_task
+from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
-from retrain.tracking.wandb_tracker import WandbTracker
 from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.loop import Run, train
 from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
@@ -79,6 +80,10 @@ class RunResult:
         return fields
 
 
+_OF_THE_ADAPTER = {"lora_rank", "lora_alpha", "lora_targets", "init_adapter"}
+"""Keys of `[model]` that say nothing about the base model."""
+
+
 class BaseModels:
     """Base models that this process has loaded; a warm worker's runs share them."""
 
@@ -87,7 +92,7 @@ class BaseModels:
 
     def get(self, model: ModelConfig, backend: BackendConfig) -> BaseModel:
         """Loaded at the first call. Only one is kept: two large ones would not fit."""
-        key = (model.model, model.revision, model.dtype, backend.device, str(backend.threads))
+        key = (model.model_dump_json(exclude=_OF_THE_ADAPTER), backend.device, str(backend.threads))
         if key not in self._loaded:
             self._loaded.clear()
             self._loaded[key] = load_base(model, backend)
@@ -133,8 +138,8 @@ def train_run(
         if is_finished(record, config.training.max_steps) and not again:
             return _recorded(record)
         place, bases = place or config.backend, bases or BaseModels()
-        with WandbTracker(config.logging, run_dir, str(record.data["name"])) as tracker:
-            return _train(config, record, place, bases, on_row, stop, allow_changes, lock, tracker)
+        with Trackers(config.logging, run_dir, str(record.data["name"])) as trackers:
+            return _train(config, record, place, bases, on_row, stop, allow_changes, lock, trackers)
 
 
 def is_finished(record: RunRecord, max_steps: int) -> bool:
@@ -152,7 +157,7 @@ def _train(
     stop: Callable[[], bool],
     allow_changes: Collection[str],
     lock: FolderLock,
-    tracker: WandbTracker,
+    trackers: Trackers,
 ) -> RunResult:
     run_dir, name, started = record.run_dir, str(record.data["name"]), time.monotonic()
     point = find_resume_point(run_dir)
@@ -175,13 +180,14 @@ def _train(
     try:
         atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
         go_back(point)
-        tracker.start()
+        trackers.start()
         spent_before = trained_seconds(run_dir)
         base = bases.get(config.model, place)
         record.update(device=str(base.device), threads=place.threads or 1)
-        heard = tracker.heeded(on_row)
+        heard = trackers.heeded(on_row)
         run = assemble(config, record, state, base, point, heard, stop, lock)
-        train(run)
+        with run.reward:
+            train(run)
         with written_aside(run_dir / FINAL_FOLDER) as folder:
             run.policy.export(folder)
         run.checkpoints.remove_old(finished=True)
@@ -275,12 +281,14 @@ def assemble(
     spec = LoraSpec(
         model.lora_rank, model.alpha, targets if isinstance(targets, str) else tuple(targets)
     )
-    micro = training.micro_batch_tokens
+    micro, recompute = training.micro_batch_tokens, training.gradient_checkpointing
     policy = LocalPolicy(
         base,
         spec,
         training.seed,
         micro_batch_tokens=None if micro == "auto" else micro,
+        gradient_checkpointing=None if recompute == "auto" else recompute,
+        decode_rows=None if training.decode_rows == "auto" else training.decode_rows,
     )
     if point.checkpoint is not None:
         policy.load(point.checkpoint.folder)
@@ -294,13 +302,14 @@ def assemble(
         condition=condition,
         config=config,
         policy=policy,
-        task=build_task(config.data, search_paths),
-        reward=build_reward(config.reward, search_paths),
+        task=build_task(config.data, search_paths, counting(base.codec), base.context),
+        reward=build_reward(config.reward, search_paths, config.logging.log_dir),
         algorithm=algorithm,
         journal=Journal(
             run_dir,
             condition,
             algorithm.planning,
+            policy.codec.pieces,
             config.logging.log_generations,
             on_row,
             lock.check,

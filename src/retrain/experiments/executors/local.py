@@ -235,7 +235,7 @@ class LocalExecutor:
                     stdout=log,
                     stderr=log,
                     pass_fds=(commands_read, events_write),
-                    env={**os.environ, **thread_environment(self._threads)},
+                    env={**os.environ, **thread_environment(self._threads, self._slots)},
                     start_new_session=True,
                 )
         except BaseException:

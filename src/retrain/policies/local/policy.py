@@ -23,11 +23,10 @@ from retrain.policies.local.memory import CPU_MICRO_BATCH, USABLE, fit_update, r
 from retrain.policies.local.sampler import Decoding, sample
 from retrain.policies.policy import (
     NonFiniteUpdateError,
-    OnDone,
     OptimizerStep,
     UpdateStats,
 )
-from retrain.types import Completion, IntArray, SamplingParams, TrainBatch
+from retrain.types import Completion, IntArray, OnDone, SamplingParams, TrainBatch
 
 _log = logging.getLogger("retrain")
 

@@ -17,8 +17,8 @@ from retrain import seeding
 from retrain.errors import InputError
 from retrain.models.engine import Cache, RefillableCache, Session
 from retrain.policies.local.memory import ran_out_of_memory
-from retrain.policies.policy import Codec, OnDone
-from retrain.types import BoolArray, Completion, FloatArray, IntArray, SamplingParams
+from retrain.policies.policy import Codec
+from retrain.types import BoolArray, Completion, FloatArray, IntArray, OnDone, SamplingParams
 
 _log = logging.getLogger("retrain")
 

@@ -1,0 +1,36 @@
+"""The memory part of `retrain explain`, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GIB = 2**30
+
+
+def memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """(heading, text) rows of what `experiments.memory.run_memory` found."""
+    peak, total = found["peak"], found["device_memory"]
+    where = "main memory" if found["device"] == "cpu" else "the GPU"
+    there = f"; {where} has {total / GIB:.1f} GiB" if total else ""
+    parts = ", ".join(
+        f"{name} {_size(peak[key])}"
+        for key, name in (
+            ("weights", "weights"),
+            ("adapter", "adapter and gradient"),
+            ("optimizer", "optimizer"),
+        )
+    )
+    again = ", activations computed twice" if found["gradient_checkpointing"] else ""
+    rows = [
+        ("memory", f"about {_size(peak['total'])} at a worker's peak{there}"),
+        ("  always", parts),
+        ("  or", f"cache {_size(peak['cache'])}: {found['decode_rows']} completions at once"),
+        ("  or", f"update {_size(peak['update'])}: {found['micro_batch_tokens']:,} tokens{again}"),
+    ]
+    if total and peak["total"] > total:
+        rows.append(("", "that is more than there is: see docs/real-models.md#memory"))
+    return rows
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,154 @@
+"""The part of the preflight that looks at problems and models: `[data]`, `[model]`, and whether
+prompts and completions fit. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrain.analysis.words import plural
+from retrain.config.messages import near, show
+from retrain.config.schema import RunConfig
+from retrain.errors import InputError
+from retrain.types import Problem
+
+if TYPE_CHECKING:
+    from retrain.config.conditions import Condition
+    from retrain.models.folder import ModelFolder
+    from retrain.preflight import _Findings as Findings
+    from retrain.tasks.task import Task
+
+PROBED_PROBLEMS = 64
+"""Problems whose prompts are measured where a task has no end."""
+
+_FILE_KEYS = ("path", "held_out_path")
+
+
+def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) -> None:
+    """Try the task, look into the model's folder, and measure the prompts."""
+    from retrain.models.adapter_folder import adapter_problems
+    from retrain.models.folder import inspect, template_variables
+
+    model = inspect(run.model, found.loaded.base_dir)
+    problems: list[Problem] = []
+    if not _lacks_a_file(found, condition, run):
+        found.attempt(
+            condition,
+            "data.source",
+            lambda: problems.extend(_try_task(found, condition, run, model)),
+        )
+    for problem in model.problems:
+        found.error(condition, "model.model", problem)
+    if run.model.chat_template_args and model.path is not None and not model.problems:
+        known = template_variables(model.path)
+        for name in sorted(set(run.model.chat_template_args) - (known or set())):
+            message = f"the chat template of {run.model.model} does not read {name}"
+            hint = near(name, known or ())
+            message += f"; did you mean {hint[0]}?" if hint else ""
+            found.error(condition, "model.chat_template_args", message)
+    for key, message in () if found.begun else adapter_problems(run.model):
+        found.error(condition, key, message)
+    if model.context is None:
+        return
+    longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)
+    room = model.context - max(longest, 1)
+    if run.training.max_tokens > room:
+        found.error(
+            condition,
+            "training.max_tokens",
+            f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
+            f"in all, of which prompts take up to {max(longest, 1)}; at most {room} are left"
+            + (", and 64 are enough" if run.model.model == "embedded" else ""),
+        )
+
+
+def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
+    """That a file or folder is not there, and which of `names` could be meant."""
+    matches = near(name, names)
+    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
+
+
+def _lacks_a_file(found: Findings, condition: Condition, run: RunConfig) -> bool:
+    if run.data.source not in ("jsonl", "parquet"):
+        return False
+    lacking = False
+    for key in _FILE_KEYS:
+        text = getattr(run.data, key)
+        path = Path(text)
+        if (not text and key != "path") or path.is_file():
+            continue
+        lacking = True
+        if path.is_dir():
+            message = f'{path} is a folder; name a file, or write source = "hub" to read it as a '
+            message += "copy of a data set"
+        else:
+            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            message = no_such("file", path, path.name, names)
+        found.error(condition, f"data.{key}", message)
+    return lacking
+
+
+def _try_task(
+    found: Findings, condition: Condition, run: RunConfig, model: ModelFolder
+) -> list[Problem]:
+    """Problems of the first step and of the evaluation; none where they must be downloaded."""
+    from retrain.tasks.download import missing
+    from retrain.tasks.problems import ProblemListTask
+
+    if missing(run.data):
+        return []
+    task = _task(found, run, model)
+    training, wanted = run.training, run.evaluation.num_problems
+    problems = task.train_batch(training.seed, 0, training.batch_size)
+    held_out = task.held_out(wanted) if wanted else []
+    if wanted and not held_out:
+        message = f"{task.name} has no held-out problem; set it to 0 to train without evaluation"
+        found.error(condition, "evaluation.num_problems", message)
+    elif len(held_out) < wanted:
+        message = f"{task.name} has only {len(held_out)} held-out problems"
+        found.warn(condition, "evaluation.num_problems", message)
+    if isinstance(task, ProblemListTask):
+        for key, note in task.notes:
+            found.warn(condition, key, note)
+        _measure(found, condition, run, model, task.prompt_tokens or ())
+    return [*problems, *held_out]
+
+
+def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:
+    """The run's task; conditions with the same data share it, or what is wrong with it."""
+    from retrain.tasks.registry import build_task
+
+    paths = run.plugins.search_paths
+    key = (run.data.model_dump_json(), *paths, run.model.model_dump_json())
+    if key not in found.tasks:
+        try:
+            found.tasks[key] = build_task(run.data, paths, model.prompt_tokens_batch, model.context)
+        except InputError as error:
+            found.tasks[key] = error
+    task = found.tasks[key]
+    if isinstance(task, InputError):
+        raise task
+    return task
+
+
+def _measure(
+    found: Findings,
+    condition: Condition,
+    run: RunConfig,
+    model: ModelFolder,
+    lengths: Sequence[int],
+) -> None:
+    """Warn of prompts after which an answer of the longest length does not fit."""
+    if model.context is None:
+        return
+    room = model.context - run.training.max_tokens
+    tight = sum(tokens > room for tokens in lengths)
+    if tight and room > 0:
+        found.warn(
+            condition,
+            "training.max_tokens",
+            f"{plural(tight, 'prompt')} of {len(lengths)} leave less room than "
+            f"{run.training.max_tokens} tokens in the {model.context} of {show(run.model.model)}; "
+            f"their completions end early; max_prompt_tokens = {room} in [data] leaves them out",
+        )

@@ -1,0 +1,126 @@
+"""The last `\\boxed{}` is the same number, expression, set, … as the reference answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+from concurrent.futures import CancelledError, Future
+from functools import partial
+
+from retrain.errors import InputError
+from retrain.rewards.match import last_boxed, reference_of, without_space
+from retrain.rewards.math_pool import MathPool, Verdict
+from retrain.rewards.math_process import LONGEST
+from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
+from retrain.rewards.threads import Memo
+from retrain.types import Completion, Problem, Score
+
+_log = logging.getLogger("retrain")
+
+TIMEOUT_S = 5.0
+_REMEMBERED = 2**16
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,300}")
+
+_CORRECT = Score(1.0, "correct")
+_WRONG = Score(0.0, "wrong")
+_UNVERIFIABLE = Score(0.0, "unverifiable")
+
+
+class MathReward(Reward):
+    """1 for the right answer, 0 for a wrong one and for one that cannot be verified.
+
+    Only the last `\\boxed{}` counts; a completion without one is wrong. What equals the reference
+    as text, and whole numbers, are judged at once; the rest by math-verify in processes of their
+    own. Unverifiable is what neither counts as right nor as wrong: the reference or the answer
+    cannot be read as mathematics, or the check took longer than `timeout` seconds of CPU time.
+    """
+
+    early = True
+
+    def __init__(self, timeout: float = TIMEOUT_S, processes: int | None = None) -> None:
+        """processes: None takes the trainer's share of the cores, at most 4."""
+        self._timeout = timeout
+        self._processes = processes
+        self._pool: MathPool | None = None
+        self._memo: Memo[tuple[str, str], Verdict] = Memo(_REMEMBERED)
+        self._unread: set[str] = set()
+        self._out_of_time = 0
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+        self._memo = Memo(_REMEMBERED)
+
+    def probe(self, problem: Problem, completion: Completion) -> None:
+        del problem, completion
+        from importlib.util import find_spec
+
+        for module in ("math_verify", "latex2sympy2_extended"):
+            if find_spec(module) is None:
+                raise InputError(
+                    'reward.type: "math" needs the package math-verify; run: pip install '
+                    "'math-verify>=0.8'"
+                )
+
+    def begin(self, problem: Problem, completion: Completion) -> Pending:
+        answer = (last_boxed(completion.text) or "").strip()
+        if not answer:
+            return lambda: _WRONG
+        reference = reference_of(problem).strip()
+        if (quick := at_once(reference, answer)) is not None:
+            return lambda: quick
+        checked = self._memo.get(
+            (reference, answer), lambda: self._checks().check(reference, answer)
+        )
+        return partial(self._result, checked, problem, completion)
+
+    def _checks(self) -> MathPool:
+        if self._pool is None:
+            self._pool = MathPool(self._timeout, self._processes)
+        return self._pool
+
+    def _result(self, checked: Future[Verdict], problem: Problem, completion: Completion) -> Score:
+        try:
+            verdict = checked.result()
+        except CancelledError as error:
+            raise RewardFailedError(
+                complaint("math was closed before it had judged", problem, completion)
+            ) from error
+        if verdict.outcome == "unverifiable":
+            self._note(verdict.reason, problem)
+            return _UNVERIFIABLE
+        return _CORRECT if verdict.outcome == "correct" else _WRONG
+
+    def _note(self, reason: str, problem: Problem) -> None:
+        if reason == "reference" and problem.id not in self._unread:
+            self._unread.add(problem.id)
+            if is_milestone(len(self._unread)):
+                _log.warning(
+                    "math: %s with a reference that cannot be read as mathematics so far; only an "
+                    "answer with the same text is right there. Problem %s: %.200r",
+                    "1 problem" if len(self._unread) == 1 else f"{len(self._unread)} problems",
+                    problem.id,
+                    problem.answer,
+                )
+        elif reason == "time":
+            self._out_of_time += 1
+            if is_milestone(self._out_of_time):
+                _log.warning(
+                    "math: %s so far could not be checked within %g seconds (problem %s); see "
+                    "[reward].timeout",
+                    "1 answer" if self._out_of_time == 1 else f"{self._out_of_time} answers",
+                    self._timeout,
+                    problem.id,
+                )
+
+
+def at_once(reference: str, answer: str) -> Score | None:
+    """The score of an answer for which no process is needed; None for the others."""
+    if without_space(reference) == without_space(answer) != "":
+        return _CORRECT
+    if len(answer) > LONGEST:
+        return _UNVERIFIABLE
+    if _WHOLE_NUMBER.fullmatch(reference) and _WHOLE_NUMBER.fullmatch(answer):
+        return _CORRECT if int(reference) == int(answer) else _WRONG
+    return None

@@ -1,0 +1,329 @@
+"""JSONL and parquet files: fields, ids, answers, splits, repeated rows, and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrain.config.schema import DataConfig
+from retrain.errors import InputError
+from retrain.tasks.files import read_file_task
+from retrain.tasks.problems import ProblemListTask
+from retrain.tasks.rows import Fields, answer_text, collect, look_up, problem_id
+from retrain.types import Problem
+from tests.tasks.data_sets import guru_rows, write_parquet
+
+
+def write_jsonl(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    return path
+
+
+def jsonl(path: Path, **keys: Any) -> ProblemListTask:
+    return read_file_task(DataConfig(source="jsonl", path=str(path), **keys))
+
+
+def parquet(path: Path, **keys: Any) -> ProblemListTask:
+    return read_file_task(DataConfig(source="parquet", path=str(path), **keys))
+
+
+def everything(task: ProblemListTask) -> dict[str, Problem]:
+    return {problem.id: problem for problem in (*task.train, *task.all_held_out)}
+
+
+def test_jsonl_with_the_own_keys(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path = write_jsonl(
+        tmp_path / "math.jsonl",
+        {"prompt": "1+1?", "answer": "2", "id": "a", "domain": "add", "split": "train"},
+        "",
+        {"prompt": chat, "answer": 3, "split": "train", "metadata": {"level": 1}},
+        {"prompt": "2+2?", "answer": 4.5, "id": "c", "split": "held_out"},
+    )
+    task = jsonl(path)
+    batch = {p.id: p for p in task.train_batch(0, 0, 2)}
+    assert batch["a"].domain == "add"
+    other = next(p for p in batch.values() if p.id != "a")
+    assert other.messages == chat
+    assert (other.answer, other.metadata, other.domain) == ("3", {"level": 1}, "default")
+    assert [p.answer for p in task.held_out(5)] == ["4.5"]
+    assert task.notes == ()
+
+
+def test_ids_of_problems_without_one_never_change(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", {"prompt": "1+1?", "answer": "2"})
+    assert list(everything(jsonl(path))) == ["5220f189680b"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "x", "answer": "1"}', "{oops"], "line 2: not JSON"),
+        (["[1, 2]"], "line 1: one JSON object a line"),
+        (['{"prompt": "x"}'], "line 1: `answer` is missing"),
+        (['{"question": "x", "answer": "1"}'], "unknown key 'question'"),
+        (['{"prompt": "x", "answer": null}'], "`answer` must be text or a number"),
+        (['{"prompt": "x", "answer": ""}'], "`answer` must be text or a number"),
+        (['{"prompt": "x", "answer": true}'], "`answer` must be text or a number"),
+        (['{"prompt": "x", "answer": NaN}'], "`answer` must be text or a number"),
+        (['{"prompt": "", "answer": "1"}'], "`prompt` must be text"),
+        (['{"prompt": [{"role": "user"}], "answer": "1"}'], "a message of `prompt`"),
+        (['{"prompt": "x", "answer": "1", "split": "test"}'], "`split` is 'test'"),
+        (['{"prompt": "x", "answer": "1", "metadata": 3}'], "`metadata` must be an object"),
+        (['{"prompt": "x", "answer": "1"}'] * 2, "is already on line 1"),
+        (
+            ['{"prompt": "x", "answer": "1", "split": "train"}', '{"prompt": "y", "answer": "1"}'],
+            "give it to all lines or to none",
+        ),
+        (['{"prompt": "x", "answer": "1", "split": "held_out"}'], "no training problem"),
+        ([""], "no training problem"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        jsonl(write_jsonl(tmp_path / "bad.jsonl", *lines))
+
+
+def test_a_line_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes("\ufeff".encode() + '{"prompt": "a\u2028b", "answer": "1"}\r\n'.encode())
+    assert [p.prompt for p in everything(jsonl(path)).values()] == ["a\u2028b"]
+
+
+def test_fields_of_other_names(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "x.jsonl",
+        {"q": "1+1?", "a": {"final": 2}, "topic": "sums", "level": 3, "metadata": {"by": "me"}},
+        {"q": "2+2?", "a": {"final": 4}, "id": 7},
+    )
+    task = jsonl(path, prompt_key="q", answer_key="a.final", domain_key="topic")
+    first, second = everything(task).values()
+    assert (first.prompt, first.answer, first.domain) == ("1+1?", "2", "sums")
+    assert first.metadata == {"a": {"final": 2}, "level": 3, "by": "me"}
+    assert (second.id, second.domain, second.metadata) == ("7", "default", {"a": {"final": 4}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"prompt_key": "qestion"},
+            r"data\.prompt_key: \S*x\.jsonl, line 1: no field 'qestion' there; the fields are "
+            r"answer, info, question; did you mean question\?",
+        ),
+        (
+            {"prompt_key": "question", "answer_key": "info.anser"},
+            r"data\.answer_key: .*no field 'anser' in 'info'; the fields are answer, level; "
+            r"did you mean answer\?",
+        ),
+        (
+            {"prompt_key": "question", "answer_key": "answer.value"},
+            r"data\.answer_key: .*no field 'value' in 'answer'; answer has no fields",
+        ),
+        (
+            {"prompt_key": "question", "domain_key": "ifno"},
+            r"data\.domain_key: .*no row has a field 'ifno'; .*did you mean info\?",
+        ),
+        (
+            {"prompt_key": "question", "answer_key": "info"},
+            r"line 1: `info` must be text or a number, not \{'answer': '1'",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_named(tmp_path: Path, keys: dict[str, str], message: str) -> None:
+    row = {"question": "q", "answer": "1", "info": {"answer": "1", "level": 2}}
+    with pytest.raises(InputError, match=message):
+        jsonl(write_jsonl(tmp_path / "x.jsonl", row), **keys)
+
+
+def test_a_conversation_that_ends_with_the_answer_is_refused(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    path = write_jsonl(tmp_path / "x.jsonl", {"messages": chat, "answer": "2"})
+    with pytest.raises(InputError, match="ends with a message of the assistant"):
+        jsonl(path, prompt_key="messages")
+
+
+def test_parquet_as_verl_and_guru_have_it(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "guru.parquet", guru_rows(40))
+    task = parquet(path, answer_key="reward_model.ground_truth", domain_key="ability")
+    problems = everything(task).values()
+    assert len(problems) == 40
+    assert {problem.domain for problem in problems} == {"math"}
+    third = next(p for p in problems if p.prompt[0]["content"] == "What is 3 + 3?")  # type: ignore[index]
+    assert third.messages == [{"role": "user", "content": "What is 3 + 3?"}]
+    assert third.answer == "6"
+    assert third.metadata["extra_info"] == {
+        "index": 3,
+        "split": "train",
+        "tags": ["sum", "short"],
+    }
+    assert third.metadata["reward_model"]["style"] == "rule"
+    assert set(third.metadata) == {"data_source", "reward_model", "extra_info", "pass_rate"}
+    assert json.dumps(dict(third.metadata))
+    assert task.all_held_out
+
+
+def test_parquet_gaps_and_messages_of_unlike_fields(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "a", "name": None}], "answer": 1.0},
+        {"prompt": [{"role": "user", "content": "b", "name": "x"}], "answer": None},
+        {"prompt": None, "answer": 3.0},
+        {"prompt": [{"role": "user", "content": "c", "name": None}], "answer": 2.5},
+    ]
+    task = parquet(write_parquet(tmp_path / "x.parquet", rows))
+    assert sorted(p.answer for p in everything(task).values()) == ["1", "2.5"]
+    assert [note for _, note in task.notes] == [
+        f"{tmp_path / 'x.parquet'}: 1 row left out: has no answer",
+        f"{tmp_path / 'x.parquet'}: 1 row left out: has no prompt",
+    ]
+
+
+def test_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "1", "id": i} for i in range(3)]
+    task = parquet(write_parquet(tmp_path / "x.parquet", [*rows, {"prompt": "b", "answer": "1"}]))
+    assert {problem.prompt for problem in everything(task).values()} == {"a", "b"}
+    assert len(everything(task)) == 2
+    assert "2 rows left out: repeats the prompt" in task.notes[0][1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"prompt": "a", "answer": "1"}, {"prompt": "a", "answer": "2"}],
+            "row 2: id '.*' is already on row 1, with the same prompt and another answer",
+        ),
+        (
+            [{"prompt": "a", "answer": "1", "id": 5}, {"prompt": "b", "answer": "2", "id": 5}],
+            "row 2: id '5' is already on row 1, with another prompt or answer",
+        ),
+        ([{"prompt": "a", "answer": [1, 2]}], "row 1: `answer` must be text or a number"),
+        ([{"prompt": 3, "answer": "1"}], "row 1: `prompt` must be text"),
+        ([{"prompt": "a", "answer": None}], "no training problem"),
+        ([{"prompt": "a", "answer": "1", "split": "test"}], "row 1: `split` is 'test'"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parquet(write_parquet(tmp_path / "x.parquet", rows))
+
+
+def test_a_file_of_the_other_kind(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "x.jsonl", {"prompt": "a", "answer": "1"})
+    table = write_parquet(tmp_path / "x.parquet", [{"prompt": "a", "answer": "1"}])
+    with pytest.raises(InputError, match=r"is no parquet file; write source = \"jsonl\""):
+        parquet(lines)
+    with pytest.raises(InputError, match=r"is a parquet file; write source = \"parquet\""):
+        jsonl(table)
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(table.read_bytes()[:-9])
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        parquet(damaged)
+
+
+def test_held_out_path(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "answer": "1"} for i in range(30)]
+    train = write_jsonl(tmp_path / "train.jsonl", *rows)
+    test = write_jsonl(tmp_path / "test.jsonl", rows[3], {"prompt": "other", "answer": "1"})
+    task = jsonl(train, held_out_path=str(test))
+    assert [p.prompt for p in task.held_out(9)] == ["p3", "other"]
+    assert {p.prompt for p in task.train} == {f"p{i}" for i in range(30) if i != 3}
+    assert "1 training problem left out: the same prompt is among the held-out" in task.notes[0][1]
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        ("held_out", "", "marks 1 lines as held out itself"),
+        ("", "train", 'has lines whose `split` is "train"'),
+    ],
+)
+def test_held_out_path_and_split_that_disagree(
+    tmp_path: Path, train: str, held_out: str, message: str
+) -> None:
+    rows = [{"prompt": "a", "answer": "1", "split": "train"}]
+    rows += [{"prompt": "b", "answer": "1", "split": train}] if train else []
+    one = write_jsonl(tmp_path / "train.jsonl", *rows)
+    two = write_jsonl(tmp_path / "test.jsonl", {"prompt": "c", "answer": "1", "split": held_out})
+    with pytest.raises(InputError, match=rf"data\.held_out_path: .*{message}"):
+        jsonl(one, held_out_path=str(two))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("4.0", "4.0"),
+        (" 4", " 4"),
+        (4, "4"),
+        (4.0, "4"),
+        (-0.25, "-0.25"),
+        (2.0**60, "1152921504606846976"),
+        (Decimal("4.50"), "4.5"),
+        (Decimal("100"), "100"),
+        ("  ", None),
+        (None, None),
+        (True, None),
+        (math.nan, None),
+        (math.inf, None),
+        ([1], None),
+    ],
+)
+def test_answers_as_text(value: Any, text: str | None) -> None:
+    assert answer_text(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_as_text_is_that_number(value: float) -> None:
+    assert float(answer_text(value) or "x") == value
+
+
+keys = st.text("abc", min_size=1, max_size=2)
+
+
+@given(
+    st.recursive(
+        st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1), max_leaves=6
+    )
+)
+def test_dots_reach_every_nested_field(value: Any) -> None:
+    def leaves(tree: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(tree, dict):
+            for name, inner in tree.items():
+                yield from leaves(inner, (*path, name))
+        else:
+            yield path, tree
+
+    row = {"row": value}
+    for path, leaf in leaves(row, ()):
+        assert look_up(row, ".".join(path)) == leaf
+
+
+def test_dots_and_lists() -> None:
+    row = {"a.b": 1, "a": {"b": 2}, "c": [{"d": 3}], "e": None}
+    assert [look_up(row, key) for key in ("a.b", "c.0.d", "e.f")] == [1, 3, None]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from("12")).map(
+            lambda pair: {"prompt": pair[0], "answer": pair[1], "id": "".join(pair)}
+        ),
+        max_size=12,
+    )
+)
+def test_every_different_row_is_kept_once(rows: list[dict[str, str]]) -> None:
+    fields = Fields(strict=False, skip_empty=True)
+    found = collect(((f"row {i}", row) for i, row in enumerate(rows)), fields, "data.path", "x")
+    assert [p.id for p in found.problems] == list(dict.fromkeys(row["id"] for row in rows))
+
+
+def test_an_id_is_a_hash_of_the_prompt_alone() -> None:
+    assert problem_id("a") != problem_id("b")
+    assert problem_id([{"role": "user", "content": "a"}]) != problem_id("a")
