@@ -67,9 +67,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-$(VENV)/.installed-fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has drawn before
-	@HYPOTHESIS_PROFILE=fuzz $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PROPERTIES)
-
-bench: $(VENV)/.installed
+$(VENV)/.installed-bench: $(VENV)/.installed
 	@$(PIP) -e '.[bench]'
 	@touch $@

@@ -11,7 +11,7 @@ from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
 from retrain.config.schema import ModelConfig
-from retrain.models.shape import ModelShape, weight_shapes
+from retrain.models.shape import ModelShape, context_of, weight_shapes
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -110,21 +110,8 @@ def _inspect(path: Path) -> ModelFolder:
         adapter = (path / "adapter_config.json").is_file()
         hint = "; it is a LoRA adapter, name the base model" if adapter else ""
         problems.append(f"{path} has no weights (*.safetensors){hint}")
-    text = config.get("text_config")
-    sources = [config, text if isinstance(text, dict) else {}]
-    context = next(
-        (
-            source[key]
-            for source in sources
-            for key in _CONTEXT_KEYS
-            if isinstance(source.get(key), int)
-        ),
-        None,
-    )
+    context = context_of(config)
     return ModelFolder(path, context, tuple(problems), config, _encoder(path), _renderer(path))
-
-
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def _below(path: Path) -> str:

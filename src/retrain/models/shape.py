@@ -85,6 +85,20 @@ class ModelShape:
         )
 
 
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that prompt and completion may have together, from `config.json`; None if it does not
+    say."""
+    text = config.get("text_config")
+    sources = [config, text if isinstance(text, Mapping) else {}]
+    found = (
+        source[key]
+        for source in sources
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len")
+        if isinstance(source.get(key), int)
+    )
+    return next(found, None)
+
+
 def _is_table(name: str) -> bool:
     """Embeddings and the output head."""
     return any(part in name for part in ("embed", "wte", "wpe", "lm_head"))

@@ -19,10 +19,12 @@ from retrain.models.fused import FusedEngine
 from retrain.models.llama import supports
 from retrain.models.lora import LoraSpec, short_names, target_modules
 from retrain.models.modules import ModuleEngine
-from retrain.models.shape import ModelShape
+from retrain.models.shape import ModelShape, context_of
 from retrain.models.tiny import EMBEDDED_PATH
 from retrain.policies.local.memory import MemoryModel, engine_kind, main_memory
 
+# Tokens of context of a model that has no positions to run out of.
+_ENDLESS = 2**20
 # Of a machine that does not tell.
 _UNKNOWN_MEMORY = 8 * 2**30
 
@@ -35,7 +37,7 @@ class BaseModel:
         self.codec = codec
         self.name = name
         self.device: torch.device = next(module.parameters()).device
-        self.context: int = module.config.max_position_embeddings
+        self.context = context_of(module.config.get_text_config().to_dict()) or _ENDLESS
         self.shape = ModelShape.of(
             module.config.to_dict(), {n: p.shape for n, p in module.named_parameters()}
         )
