@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from retrain.config.changes import MAY_CHANGE, Change, differences, identity, refuse_changes
-from retrain.config.schema import RunConfig
+from retrain.config.schema import RewardComponentConfig, RunConfig
 from retrain.errors import ConfigError, InputError
 
 KEYS = [
@@ -41,7 +41,7 @@ OTHER: dict[str, Any] = {
     "reward.type": "custom",
     "reward.timeout": 3.0,
     "reward.on_failure": "mask",
-    "reward.components": [{"type": "match"}],
+    "reward.components": [RewardComponentConfig(type="match")],
     "logging.trackers": ["trackio"],
     "logging.wandb_artifacts": "final",
     "logging.strategic_grams": ["wait"],
@@ -106,7 +106,7 @@ def test_any_other_value_is_free_or_refused(key: str) -> None:
         return
     error = refusal(key, config)
     (change,) = error.issues
-    old, new = getattr(getattr(RunConfig(), table), name), another(key)
+    old, new = getattr(getattr(RunConfig(), table), name), identity(config)[key]
     for value in (old, new):
         shown = json.dumps(value) if isinstance(value, str | bool) else str(value)
         assert shown in change.message or value in (None, []) or isinstance(value, list | dict)

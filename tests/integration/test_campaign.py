@@ -17,6 +17,9 @@ from chaos import differences
 from retrain.files import RunRecord, read_json, read_jsonl
 from retrain.training.resume import find_resume_point
 
+# What these tests share is made once, in one process.
+pytestmark = pytest.mark.xdist_group("campaign")
+
 MACHINE_KEYS = (
     *("step_time_s", "sample_time_s", "reward_time_s", "update_time_s", "evaluation_time_s"),
     *("tokens_per_second", "peak_memory_mb"),

@@ -281,14 +281,17 @@ def test_ctrl_c_twice_ends_everything_at_once(tmp_path: Path, undisturbed: Path)
 def test_a_second_resume_is_told_who_is_at_it(tmp_path: Path, undisturbed: Path) -> None:
     place = Place(tmp_path / "here")
     process, campaign = place.started()
+    # Else the campaign itself may write its manifest meanwhile.
+    process.send_signal(signal.SIGSTOP)
     before = (campaign / "manifest.json").read_bytes()
     code, output = place.run("resume", str(campaign))
+    assert before == (campaign / "manifest.json").read_bytes()
+    process.send_signal(signal.SIGCONT)
     assert code == 2, output
     assert f"is in use by process {process.pid} on " in output
     assert ", since 20" in output
     run_dir = runs_of(campaign)[0]
     assert process.poll() is None
-    assert before == (campaign / "manifest.json").read_bytes()
     assert process.wait(timeout=120) == 0
     assert_same(campaign, undisturbed)
     assert run_dir.exists()
