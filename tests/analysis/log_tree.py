@@ -134,30 +134,6 @@ def write_run(
             "mean_reward": reward,
             "wall_s": steps * step_time,
         }
-    write_json(
-        folder / "run.json",
-        {
-            "name": folder.name,
-            "condition": condition,
-            "seed": seed,
-            "status": status,
-            "message": message,
-            "cause": cause,
-            "attempts": int(status != "pending"),
-            "resumed_from": None,
-            "changes": [],
-            **({} if status == "pending" else process_fields(pid, host, born)),
-            "started_at": None if status == "pending" else iso(updated_at),
-            "updated_at": iso(updated_at),
-            "finished_at": iso(updated_at) if status == "done" else None,
-            "step": steps if status == "done" else 0,
-            "max_steps": max_steps,
-            "versions": {"retrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
-            "device": "cpu",
-            "threads": 1,
-            "result": result,
-        },
-    )
     config = {
         "model": {"model": "embedded", "lora_rank": 8},
         "training": {
@@ -206,6 +182,31 @@ def write_run(
                 ],
             },
         )
+    # As a run does: who reads that it is done finds everything else.
+    write_json(
+        folder / "run.json",
+        {
+            "name": folder.name,
+            "condition": condition,
+            "seed": seed,
+            "status": status,
+            "message": message,
+            "cause": cause,
+            "attempts": int(status != "pending"),
+            "resumed_from": None,
+            "changes": [],
+            **({} if status == "pending" else process_fields(pid, host, born)),
+            "started_at": None if status == "pending" else iso(updated_at),
+            "updated_at": iso(updated_at),
+            "finished_at": iso(updated_at) if status == "done" else None,
+            "step": steps if status == "done" else 0,
+            "max_steps": max_steps,
+            "versions": {"retrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
+            "device": "cpu",
+            "threads": 1,
+            "result": result,
+        },
+    )
     return folder
 
 
