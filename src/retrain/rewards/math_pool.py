@@ -222,5 +222,6 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in own_import_path() if path),
         # The order in which sympy meets the parts of an expression, hence what it finds in time.
         "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -83,7 +83,6 @@ def main() -> None:
         compare = _load()
         for reference, answer, _ in _SAMPLES:
             compare(reference, answer)  # what sympy imports late
-        sys.dont_write_bytecode = True
         _limit(memory)
         sys.addaudithook(_refuse)
         for reference, answer, expected in _SAMPLES:
@@ -163,6 +162,7 @@ def _load() -> Any:
     import logging
     import warnings
 
+    sys.dont_write_bytecode = True
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
