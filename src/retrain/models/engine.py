@@ -1,4 +1,4 @@
-"""How a base model computes: the interface of the two engines, and the batch they work on.
+"""How a base model computes: the interface of the engines, and the batch they work on.
 
 `FusedEngine` and `FactoredEngine` are functional forward passes for Llama-like models: the first
 with the adapter merged into a second copy of the weights, the fast path for small models on a CPU;
