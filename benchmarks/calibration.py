@@ -9,8 +9,10 @@ shape, plus its condition's effect; what is measured is the share of correct ans
 
 Three worlds are drawn for each design: no condition differs in its mean (null), every condition is
 worse than the first by exactly the margin, and half of the conditions are. A second table shows
-limits: conditions of equal mean whose outcomes have unlike shapes. The functions are those that
-`retrain` judges with: `correct_planned`, `t_interval`, `equivalence_p`, `holm`, `needed_seeds`.
+limits: conditions of equal mean whose outcomes have unlike shapes. A third one stops conditions
+that cannot win, as `[campaign.stopping]` does: seed after seed, each run is looked at half-way. The
+functions are those that `retrain` judges with: `correct_planned`, `t_interval`, `equivalence_p`,
+`holm`, `needed_seeds`, `futility.look`.
 """
 
 from __future__ import annotations
@@ -19,17 +21,18 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.special import ndtr
 
+from retrain.analysis.futility import look
 from retrain.analysis.multiplicity import correct_planned, holm
 from retrain.analysis.paired import equivalence_p, sign_flip_p, t_interval, t_test_p
 from retrain.analysis.power import needed_seeds
 from retrain.seeding import generator
-from retrain.types import FloatArray
+from retrain.types import BoolArray, FloatArray
 
 SHAPES = ("normal", "skewed", "bimodal", "failures")
 LIMITS = ("unlike", "rare failures")
@@ -50,6 +53,19 @@ EPISODES = 1000
 """Held-out answers of a run, each right or wrong."""
 DIVERGED, MISSING, FLOOR = 0.10, 0.05, 0.25
 """Chance that a run diverges, that it is missing, and what a diverged run scores."""
+
+STOPPING_DESIGNS = (
+    *((shape, 5, seeds) for shape in ("normal", "skewed", "bimodal") for seeds in (3, 5, 8, 10)),
+    ("normal", 12, 10),
+)
+"""Shape, conditions, seeds."""
+INTERIM_CORRELATION = 0.7
+"""Of a run's own noise half-way with that at the end."""
+CAMPAIGNS_AT_ONCE = 2000
+"""Whose sign flips are in memory together."""
+WIN, WIN_MARGIN = 0.04, 0.02
+"""By how much some conditions are better at the end (half of it half-way), and what has to be
+possible for a condition to be trained on."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +207,110 @@ def power_rows(repeats: int, seed: int = 0) -> Iterator[tuple[float, int, float]
         yield effect, seeds, float(found.mean())
 
 
+@dataclass(frozen=True)
+class StoppingRow:
+    """One design with stopping; shares of simulated campaigns unless said otherwise."""
+
+    shape: str
+    seeds: int
+    conditions: int
+    false_positive: float
+    """Null: a "better" or "worse" in any planned contrast, dropped ones counted with p = 1."""
+    false_better: float
+    """Null: a "better" in any planned contrast."""
+    naive_better: float
+    """The same, if only the contrasts that are left were corrected for."""
+    false_partial: float
+    """Half of the conditions are better: a "better" or "worse" among the others."""
+    stopped: float
+    """Null: share of the conditions other than the baseline."""
+    saved: float
+    """Null: share of the campaign's steps that were not trained."""
+    stopped_better: float
+    """Share of the better conditions that were stopped."""
+    power: float
+    """Share of the better conditions that were called so."""
+    power_without: float
+    """The same in a campaign without stopping."""
+
+
+def interim_and_final(
+    rng: np.random.Generator, shape: str, size: tuple[int, int, int], differences_C: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Measured accuracies (campaigns, S, C) half-way and at the end; the seed's effect is one."""
+    shared = BASE + SEED_SD * rng.standard_normal((*size[:2], 1))
+    end = noise(rng, shape, size)
+    rest = math.sqrt(1 - INTERIM_CORRELATION**2)
+    half_way = INTERIM_CORRELATION * end + rest * noise(rng, shape, size)
+    true = (shared + RUN_SD * half_way + differences_C / 2, shared + RUN_SD * end + differences_C)
+    interim, final = (rng.binomial(EPISODES, np.clip(a, 0, 1)) / EPISODES for a in true)
+    return interim, final
+
+
+def stop_in_turn(interim_BSK: FloatArray) -> tuple[BoolArray, FloatArray]:
+    """Whether each contrast is dropped (campaigns, K), and the runs that this saves of each.
+
+    interim_BSK: differences half-way. After each seed whatever is left is looked at over the seeds
+    so far; what is stopped then saves the half of that seed's run, and the seeds to come.
+    """
+    dropped = np.zeros((len(interim_BSK), interim_BSK.shape[2]), dtype=np.bool_)
+    saved = np.zeros(dropped.shape)
+    seeds = interim_BSK.shape[1]
+    for so_far in range(1, seeds + 1):
+        values = np.swapaxes(interim_BSK[:, :so_far], 1, 2)
+        futile = look(values, np.zeros(values.shape), WIN_MARGIN).futile & ~dropped
+        dropped |= futile
+        saved[futile] = seeds - so_far + 0.5
+    return dropped, saved
+
+
+def claims(final_BSK: FloatArray, dropped_BK: BoolArray, *, naive: bool = False) -> FloatArray:
+    """+1 where a contrast is called better, -1 where it is called worse, 0 elsewhere.
+
+    naive: corrected only for the contrasts that are left, as if the others had not been planned.
+    """
+    values = np.where(dropped_BK[:, None, :], np.nan, final_BSK)
+    found = []
+    for start in range(0, len(values), CAMPAIGNS_AT_ONCE):
+        part = slice(start, start + CAMPAIGNS_AT_ONCE)
+        found.append(correct_planned(values[part], dropped_K=None if naive else dropped_BK[part]).p)
+    return np.where(np.concatenate(found) <= ALPHA, np.sign(final_BSK.mean(axis=1)), 0.0)
+
+
+def simulate_stopping(
+    shape: str, seeds: int, conditions: int, repeats: int, seed: int = 0
+) -> StoppingRow:
+    """One row of the table of campaigns with stopping."""
+    rng = generator(seed, "calibration-stopping", shape, seeds, conditions)
+    size = (repeats, seeds, conditions)
+
+    interim, final = interim_and_final(rng, shape, size, np.zeros(conditions))
+    dropped, saved = stop_in_turn(differences(interim))
+    honest = claims(differences(final), dropped)
+    naive = claims(differences(final), dropped, naive=True)
+
+    wins = np.arange(conditions) > conditions // 2
+    interim, final = interim_and_final(rng, shape, size, WIN * wins)
+    gone, _ = stop_in_turn(differences(interim))
+    mixed = claims(differences(final), gone)
+    whole = claims(differences(final), np.zeros_like(gone))
+    better, same = wins[1:], ~wins[1:]
+    return StoppingRow(
+        shape,
+        seeds,
+        conditions,
+        false_positive=float((honest != 0).any(axis=1).mean()),
+        false_better=float((honest > 0).any(axis=1).mean()),
+        naive_better=float((naive > 0).any(axis=1).mean()),
+        false_partial=float((mixed[:, same] != 0).any(axis=1).mean()),
+        stopped=float(dropped.mean()),
+        saved=float(saved.sum(axis=1).mean() / (seeds * conditions)),
+        stopped_better=float(gone[:, better].mean()),
+        power=float((mixed[:, better] > 0).mean()),
+        power_without=float((whole[:, better] > 0).mean()),
+    )
+
+
 def table(repeats: int, seed: int = 0, shapes: tuple[str, ...] = SHAPES) -> list[Row]:
     return [
         simulate(shape, seeds, conditions, repeats, seed)
@@ -219,6 +339,29 @@ def print_table(rows: list[Row]) -> None:
         )
 
 
+def stopping_table(repeats: int, seed: int = 0) -> list[StoppingRow]:
+    return [
+        simulate_stopping(shape, seeds, conditions, repeats, seed)
+        for shape, conditions, seeds in STOPPING_DESIGNS
+    ]
+
+
+def print_stopping(rows: list[StoppingRow]) -> None:
+    print(
+        "| outcome | conditions | seeds | false positive | the same, half better | false 'better' "
+        "| if only the rest were corrected for | conditions stopped | steps saved "
+        "| better ones stopped | better ones found | found without stopping |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        shares = (
+            *(row.false_positive, row.false_partial, row.false_better, row.naive_better),
+            *(row.stopped, row.saved, row.stopped_better, row.power, row.power_without),
+        )
+        cells = (row.shape, str(row.conditions), str(row.seeds), *map(_percent, shares))
+        print(f"| {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -230,9 +373,15 @@ def main() -> None:
     started = time.perf_counter()
     rows = table(options.campaigns, options.seed)
     limits = table(options.campaigns, options.seed, LIMITS)
+    stopping = stopping_table(options.campaigns, options.seed)
     power = list(power_rows(min(options.campaigns, 4000), options.seed))
     if options.json:
-        result = {"rows": _plain(rows), "limits": _plain(limits), "power": power}
+        result = {
+            "rows": _plain(rows),
+            "limits": _plain(limits),
+            "stopping": _plain(stopping),
+            "power": power,
+        }
         print(json.dumps({"campaigns": options.campaigns, **result}))
         return
     error = 100 * math.sqrt(ALPHA * (1 - ALPHA) / options.campaigns)
@@ -240,6 +389,8 @@ def main() -> None:
     print_table(rows)
     print("\nLimits:\n")
     print_table(limits)
+    print("\nWith stopping:\n")
+    print_stopping(stopping)
     print("\n| difference / sd | seeds for 80 % | found |\n|---|---|---|")
     for effect, seeds, found in power:
         print(f"| {effect} | {seeds} | {_percent(found)} |")
@@ -250,7 +401,7 @@ def _any(p_BK: FloatArray) -> float:
     return float((p_BK <= ALPHA).any(axis=1).mean())
 
 
-def _plain(rows: list[Row]) -> list[dict[str, object]]:
+def _plain(rows: Sequence[Row | StoppingRow]) -> list[dict[str, object]]:
     return [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]
 
 

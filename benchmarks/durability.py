@@ -219,6 +219,7 @@ def large_policy(rank: int) -> LocalPolicy:
 
     from retrain.models.lora import LoraSpec
     from retrain.policies.local.policy import LocalPolicy
+    from retrain.policies.policy import OptimizerStep
 
     shapes = {
         f"model.layers.{layer}.{name}": shape
@@ -236,7 +237,7 @@ def large_policy(rank: int) -> LocalPolicy:
     generator = torch.Generator().manual_seed(0)
     policy.adapter.params.normal_(std=0.01, generator=generator)
     policy.adapter.grads.normal_(std=0.01, generator=generator)
-    policy._optimizer.step()
+    policy._optimizer.step(OptimizerStep(0.0, (0.9, 0.999), 0.0, grad_clip=0.0))
     return policy
 
 

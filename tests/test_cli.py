@@ -112,6 +112,7 @@ def test_the_module_is_the_program(tmp_path: Path) -> None:
         (["campaign.toml", "--seed", "3"], 2, "use --seeds 3"),
         (["status", "missing"], 2, "no such file or folder: missing"),
         (["report", "missing"], 2, "missing: no such folder"),
+        (["diff", "missing", "other"], 2, "missing: no such folder"),
         (["samples", "missing"], 2, "missing: no such folder"),
         (["init", "quikstart"], 2, "did you mean quickstart?"),
         (["plugins", "missing.toml"], 2, "no such file"),
@@ -271,7 +272,7 @@ def sections() -> Mapping[str, str]:
 
 VERBS = (
     *("run", "resume", "resume-check", "squeeze", "explain", "status", "report", "plugins"),
-    *("samples", "sync", "init", "doctor", "python -m retrain.campaign"),
+    *("diff", "export", "samples", "sync", "init", "doctor", "python -m retrain.campaign"),
 )
 
 

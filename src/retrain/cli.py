@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from retrain import __version__
+from retrain.analysis.diff.verb import diff
+from retrain.analysis.report_verb import report
 from retrain.analysis.samples.verb import samples
 from retrain.entry import leave, with_verb
 from retrain.errors import InputError
@@ -175,8 +177,11 @@ def resume_check(
 @app.command(short_help="Find the LoRA rank worth keeping.")
 def squeeze(
     target: Annotated[
-        Path,
-        typer.Argument(metavar="ADAPTER|X.toml", help="An adapter, or a file with [squeeze]."),
+        str,
+        typer.Argument(
+            metavar="ADAPTER|X.toml",
+            help="An adapter, here or as tinker://…, or a file with [squeeze].",
+        ),
     ],
     min_variance_retention: Annotated[
         float | None, typer.Option(help="Share that the recommended rank keeps.")
@@ -227,10 +232,10 @@ def squeeze(
     ]
     if log_dir is not None:
         overrides.append(Override("logging", "log_dir", log_dir, "--log-dir"))
-    if target.suffix == ".toml":
+    if target.endswith(".toml"):
         reading = read_config(target, overrides)
     else:
-        reading = read_mapping({"squeeze": {"adapter_path": str(target)}}, overrides)
+        reading = read_mapping({"squeeze": {"adapter_path": target}}, overrides)
     loaded, warnings = check_reading(reading)
     if not loaded.is_squeeze:
         raise InputError(f"{target} has no [squeeze] table, or a [campaign], which squeezes itself")
@@ -274,16 +279,27 @@ def status(
     raise typer.Exit(status_command(paths or [], as_json=as_json, watch=watch))
 
 
-@app.command(short_help="Write a campaign's report anew.")
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="CAMPAIGN", help="A campaign's folder.")],
-) -> None:
-    """Write a campaign's report.md anew from its files."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder of a campaign")
-    from retrain.analysis.report import write_report
+app.command(short_help="Judge a campaign and write its report.")(report)
+app.command(short_help="Compare two runs, conditions or campaigns.")(diff)
 
-    typer.echo(write_report(folder))
+
+@app.command(short_help="Write metrics and evaluations as tables.")
+def export(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="CAMPAIGN…", help="Campaign, run or log folders.")
+    ],
+    csv: Annotated[bool, typer.Option("--csv", help="CSV files, the default.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet files.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FOLDER", help="Instead of export/ in the campaign's folder."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write what runs measured as tidy tables: runs, metrics, evaluations, problems."""
+    from retrain.analysis.export import export_command
+
+    export_command(paths, csv=csv, parquet=parquet, to=to, as_json=as_json)
 
 
 app.command(short_help="Show what policies wrote, with each token's credit.")(samples)

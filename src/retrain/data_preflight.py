@@ -4,10 +4,12 @@ prompts and completions fit. Nothing is downloaded."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrain.analysis.words import plural
+from retrain.config.load import EMBEDDED
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
@@ -31,6 +33,11 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
     from retrain.models.folder import inspect, template_variables
 
     model = inspect(run.model, found.loaded.base_dir)
+    at_service = run.backend.backend != "local"
+    if at_service:
+        # Its files may be here by chance; what the service holds, it tells itself.
+        context = model.context if run.model.model == EMBEDDED else None
+        model = replace(model, context=context, problems=())
     problems: list[Problem] = []
     if not _lacks_a_file(found, condition, run):
         found.attempt(
@@ -47,7 +54,7 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
             hint = near(name, known or ())
             message += f"; did you mean {hint[0]}?" if hint else ""
             found.error(condition, "model.chat_template_args", message)
-    for key, message in () if found.begun else adapter_problems(run.model):
+    for key, message in () if found.begun or at_service else adapter_problems(run.model):
         found.error(condition, key, message)
     if model.context is None:
         return

@@ -27,6 +27,7 @@ EXTRAS = {
     "dev": "running the tests and linters: make test, make lint",
     "wandb": "tracking with Weights & Biases: [logging].wandb_project",
     "trackio": 'tracking on this machine: [logging].trackers = ["trackio"]',
+    "tinker": 'training at the Tinker service: [backend].backend = "tinker"',
     "bench": "comparing speed with TRL: make bench",
 }
 """What each extra of the package gives."""

@@ -17,14 +17,14 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 from retrain import __version__
 from retrain.errors import InputError
 from retrain.processes import ProcessId
 
-RunStatus = Literal["pending", "running", "done", "diverged", "failed", "stopped"]
-FINAL_STATUSES: frozenset[str] = frozenset({"done", "diverged", "failed", "stopped"})
+RunStatus = Literal["pending", "running", "done", "diverged", "failed", "stopped", "dropped"]
+FINAL_STATUSES: frozenset[str] = frozenset({"done", "diverged", "failed", "stopped", "dropped"})
 
 RUN_FILE = "run.json"
 RUN_CONFIG_FILE = "config.toml"
@@ -43,12 +43,14 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def atomic_write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Replace `path` in one instant: readers see the old bytes or the new ones, never a mix."""
+@contextlib.contextmanager
+def atomic_writer(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file to write into that replaces `path` in one instant when the block ends without error:
+    readers see the old bytes or the new ones, never a mix."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if mode is not None:
@@ -58,6 +60,12 @@ def atomic_write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> N
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Replace `path` in one instant: readers see the old bytes or the new ones, never a mix."""
+    with atomic_writer(path, mode=mode) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: Path, text: str, *, mode: int | None = None) -> None:
@@ -182,11 +190,17 @@ def remove_left_overs(*folders: Path) -> None:
 
 def evaluation_files(run_dir: Path) -> dict[int, Path]:
     """A run's `evaluation/step_NNNNNN.json` by step, in order of the steps."""
+    folder = run_dir / EVALUATION_FOLDER
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError:
+        return {}
     found: dict[int, Path] = {}
-    for path in (run_dir / EVALUATION_FOLDER).glob("step_*.json"):
-        digits = path.stem.removeprefix("step_")
-        if digits.isdecimal():
-            found[int(digits)] = path
+    for name in names:
+        digits = name.removeprefix("step_").removesuffix(".json")
+        if digits.isdecimal() and name == f"step_{digits}.json":
+            found[int(digits)] = folder / name
     return dict(sorted(found.items()))
 
 

@@ -254,10 +254,38 @@ def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
         found.error(condition, "loss.type", message)
     if run.loss.kl_coef > 0 and not capabilities.kl_to_base:
         found.error(condition, "loss.kl_coef", f"backend {name} has no KL penalty; set it to 0.0")
+    if run.loss.dual_clip is not None and not capabilities.dual_clip:
+        found.error(condition, "loss.dual_clip", f"backend {name} has no dual clip; leave it out")
+    if not capabilities.tempered_loss:
+        for key in ("temperature", "top_p"):
+            if getattr(run.training, key) != 1.0:
+                message = (
+                    f"backend {name} computes the loss at temperature 1 of the whole distribution, "
+                    "so the ratio of policy and sampler would be wrong; set it to 1.0"
+                )
+                found.error(condition, f"training.{key}", message)
+    if run.backend.backend == "tinker":
+        _service(found, condition, run)
+        return
     cores = available_cores()
     if run.backend.threads > cores:
         message = f"{run.backend.threads} threads on {cores} cores slow each other down"
         found.warn(condition, "backend.threads", message)
+
+
+def _service(found: _Findings, condition: Condition, run: RunConfig) -> None:
+    """What can be known of a service without asking it. A key that is missing is a warning: a
+    config can be looked at without one, and nothing is trained without it."""
+    from retrain.policies.tinker.access import access_problem
+    from retrain.policies.tinker.paths import ServicePath, is_service_path
+
+    if problem := access_problem():
+        found.warn(condition, "backend.backend", problem)
+    if (path := run.model.init_adapter) and not is_service_path(path):
+        message = f"{path} is no adapter of the service, which look like tinker://…/weights/…"
+        found.error(condition, "model.init_adapter", message)
+    elif path:
+        found.attempt(condition, "model.init_adapter", lambda: ServicePath.parse(path))
 
 
 def _reward(found: _Findings, condition: Condition, run: RunConfig) -> None:
@@ -303,7 +331,7 @@ class _Check:
 
 _CHECKS = (
     _Check(_algorithm, ("algorithm", "gtpo", "hicra", "plugins", "logging"), ("sepa", "training")),
-    _Check(_backend, ("backend", "loss")),
+    _Check(_backend, ("backend", "loss"), ("training", "model")),
     _Check(_reward, ("reward", "plugins")),
     _Check(check_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
 )

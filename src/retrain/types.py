@@ -91,6 +91,7 @@ class Group:
     """One problem and its completions; `scores` is empty until they are scored.
 
     masked: completions that were left out because no judgement of them was to be had.
+    lost: completions that a service failed to give.
     """
 
     problem: Problem
@@ -98,6 +99,7 @@ class Group:
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...] = ()
     masked: int = 0
+    lost: int = 0
 
     @property
     def rewards(self) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from retrain.config.evidence import ReportConfig, recorded
 from retrain.processes import ProcessId
 
 BEGAN = 1_760_000_000.0
@@ -231,8 +232,12 @@ def write_campaign(
     status: str = "done",
     timestamp: float = BEGAN,
     max_workers: int = 2,
+    report: dict[str, Any] | None = None,
 ) -> Path:
-    """A campaign folder. A run whose changes say `folder: False` has only its manifest entry."""
+    """A campaign folder. `report` are keys of `[report]`; None records none, as older ones did.
+
+    A run whose changes say `folder: False` has only its manifest entry.
+    """
     entries = []
     for run in runs:
         changes = dict(run.changes)
@@ -262,6 +267,9 @@ def write_campaign(
             }
         )
     labels = list(dict.fromkeys(run.condition for run in runs))
+    settings = {}
+    if report is not None:
+        settings["report"] = recorded(ReportConfig(**report), labels, evaluates=True)
     write_json(
         folder / "manifest.json",
         {
@@ -289,6 +297,11 @@ def write_campaign(
             "worker_timeout": 1800.0,
             "workers": max_workers,
             "overrides": {},
+            **(
+                {}
+                if report is None
+                else {"report": recorded(ReportConfig(**report), labels, evaluates=True)}
+            ),
             "runs": entries,
         },
     )

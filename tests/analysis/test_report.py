@@ -19,6 +19,16 @@ from retrain.analysis.summary import compare
 from retrain.errors import InputError
 
 
+def markdown(folder):
+    return write_report(folder).markdown.read_text()
+
+
+def written(folder):
+    """The files of a report."""
+    report = write_report(folder)
+    return [report.markdown, report.page, *sorted((folder / "report").iterdir())]
+
+
 def rendered(folder, width=80):
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(closing_table(folder))
@@ -69,8 +79,11 @@ def test_standard_conditions_fit_80_columns_without_breaking(tmp_path):
     text = rendered(standard_campaign(tmp_path / "c", tuple(range(8))))
     assert max(len(line) for line in text.splitlines()) <= 80
     lines = [line.strip() for line in text.splitlines()]
-    assert [line.split()[0] for line in lines if "8/8" in line] == list(STANDARD)
-    assert all(line.endswith(("]", "(baseline)")) for line in lines if "8/8" in line)
+    table, _, verdicts = "\n".join(lines).partition("Verdicts")
+    rows = [line for line in table.split("\n") if "8/8" in line]
+    assert [line.split()[0] for line in rows] == list(STANDARD)
+    assert all(line.endswith(("]", "(baseline)")) for line in rows)
+    assert all(label in verdicts for label in STANDARD)
 
 
 def test_long_labels_fold_and_keep_the_numbers(tmp_path):
@@ -87,16 +100,16 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "(one pair)" in text
     assert "no interval" in text
     assert "[" not in text.replace("[95 % CI]", "")
-    assert "With one seed there is no interval" in write_report(folder).read_text()
+    assert "With one seed there is no interval" in markdown(folder)
 
 
 def test_trouble_is_marked_and_explained(troubled):
     text = rendered(troubled)
     assert "* maxrl+none: 1 failed; left out" in text
-    assert "* maxrl+gtpo: 2 diverged; left out" in text
+    assert "* maxrl+gtpo: 2 diverged; diverged counts as 0.0" in text
     assert "1/2*" in text
     assert "0/2*" in text
-    assert "Fewer than 2 pairs of seeds: maxrl+none 1, maxrl+gtpo 0." in text
+    assert "Fewer than 2 pairs of seeds: maxrl+none 1." in text
     by_label = {c.label: c for c in compare(read_campaign(troubled)).conditions}
     assert by_label["maxrl+none"].contrast.mean_difference == pytest.approx(0.05)
     assert by_label["maxrl+gtpo"].after is None
@@ -111,7 +124,7 @@ def test_no_finished_run(tmp_path):
     text = rendered(folder)
     assert "No run has finished" in text
     assert "1 run of 2 not finished yet" in text
-    report = write_report(folder).read_text()
+    report = markdown(folder)
     assert "failed at step 0" in report
     assert "No run has written enough steps to draw a curve." in report
     assert not (folder / "report").exists()
@@ -127,8 +140,9 @@ def test_without_evaluations_the_last_rewards_count(tmp_path):
     folder = write_campaign(tmp_path / "d", runs)
     text = rendered(folder)
     assert "Mean reward of the last 10 steps (no held-out evaluation)" in text
-    assert "before" not in text
-    report = write_report(folder).read_text()
+    assert "greedy" not in text.split("Verdicts")[0]
+    assert "difference [95 % CI]" in text
+    report = markdown(folder)
     assert "Mean reward of the last 10 steps" in report
     assert not (folder / "report" / "accuracy.png").exists()
     assert (folder / "report" / "reward.png").exists()
@@ -143,9 +157,10 @@ def test_results_that_never_reached_run_json_come_from_the_evaluations(worked):
 
 
 def test_report_and_its_pictures(worked):
-    path = write_report(worked)
-    assert path == worked / "report.md"
-    text = path.read_text()
+    report = write_report(worked)
+    assert report.markdown == worked / "report.md"
+    assert report.page == worked / "report.html"
+    text = report.markdown.read_text()
     assert text.startswith("# campaign_1\n")
     assert "2 conditions x 3 seeds = 6 runs of 20 training steps" in text
     assert "| b | 3/3 | 33.0 | 73.0 | 93.0 | +2.0 [-0.5, +4.5] |" in text
@@ -169,26 +184,27 @@ def test_report_and_its_pictures(worked):
 
 
 def test_report_names_failures_with_cause_and_log(troubled):
-    text = write_report(troubled).read_text()
+    text = markdown(troubled)
     assert "**maxrl+none_s2**: failed at step 4: disk | full x." in text
     assert "(<runs/maxrl+none_s2/run.log>)" in text
     assert "are in no mean" not in text.split("## Learning curves")[0]
     assert "Runs that did not finish are drawn as far as they came" in text
-    assert "Means and differences are over finished runs only." in text
+    assert "A run that failed for another reason is missing, with its pair." in text
 
 
 def test_report_of_a_running_campaign(tmp_path):
     runs = [Planned("a", 1, {}), Planned("a", 2, {"status": "running", "steps": 6})]
-    text = write_report(write_campaign(tmp_path / "c", runs, status="running")).read_text()
+    text = write_report(write_campaign(tmp_path / "c", runs, status="running")).markdown.read_text()
     assert "not finished" in text
     assert "1 run of 2 not finished yet" in text
 
 
 def test_report_twice_is_the_same(worked):
-    first = write_report(worked).read_bytes()
-    assert write_report(worked).read_bytes() == first
+    first = [path.read_bytes() for path in written(worked)]
+    assert [path.read_bytes() for path in written(worked)] == first
     assert {path.name for path in (worked / "report").iterdir()} == {
-        f"{name}.{kind}" for name in ("accuracy", "reward") for kind in ("png", "svg")
+        *(f"{name}.{kind}" for name in ("accuracy", "reward") for kind in ("png", "svg")),
+        *("verdicts.csv", "verdicts.tex"),
     }
 
 

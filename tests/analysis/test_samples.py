@@ -297,6 +297,6 @@ def test_the_viewer_needs_no_torch(run: Path, tmp_path: Path) -> None:
 
 def test_the_report_says_how_to_read_them(tmp_path: Path) -> None:
     folder = write_sampled_campaign(tmp_path / "campaign_1", {"a_s1": []})
-    assert "retrain samples . --html" in write_report(folder).read_text()
+    assert "retrain samples . --html" in write_report(folder).markdown.read_text()
     (folder / "runs" / "a_s1" / "emergence" / "generations.jsonl").unlink()
-    assert "retrain samples" not in write_report(folder).read_text()
+    assert "retrain samples" not in write_report(folder).markdown.read_text()

@@ -78,3 +78,42 @@ def test_the_simulated_differences_are_those_asked_for(calibration, shape):
     values = calibration.campaigns(np.random.default_rng(3), shape, (20_000, 2, 3), effects)
     found = np.nanmean(calibration.differences(values), axis=(0, 1))
     np.testing.assert_allclose(found, effects[1:], atol=0.003)
+
+
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_stopping_makes_no_false_claims(calibration, shape):
+    row = calibration.simulate_stopping(shape, 8, 5, CAMPAIGNS, seed=1)
+    assert row.false_positive <= NOMINAL + ERROR
+    assert row.false_partial <= NOMINAL + ERROR
+    assert row.false_better <= NOMINAL / 2 + ERROR / math.sqrt(2)
+    assert row.false_better <= row.naive_better
+    assert row.saved > 0.05
+    assert row.stopped_better < row.stopped / 3
+    assert 0.6 * row.power_without < row.power <= row.power_without
+
+
+def test_the_simulation_stops_as_a_campaign_does(calibration):
+    """Seed after seed, each contrast by itself, until it is stopped or the campaign is over."""
+    d = np.random.default_rng(4).normal(-0.02, 0.03, (30, 6, 3))
+    dropped, saved = calibration.stop_in_turn(d)
+    assert 0.2 < dropped.mean() < 0.9
+    for campaign, contrast in np.ndindex(30, 3):
+        values = d[campaign, :, contrast]
+        looks = [
+            calibration.look(values[:n], np.zeros(n), calibration.WIN_MARGIN).futile
+            for n in range(1, 7)
+        ]
+        first = next((n for n, futile in enumerate(looks, 1) if futile), None)
+        assert dropped[campaign, contrast] == (first is not None)
+        assert saved[campaign, contrast] == (0 if first is None else 6 - first + 0.5)
+
+
+def test_half_way_is_as_like_the_end_as_it_is_said(calibration):
+    rng, effects = np.random.default_rng(6), np.array([0, 0.1])
+    interim, final = calibration.interim_and_final(rng, "skewed", (20_000, 2, 2), effects)
+    half, end = (calibration.differences(values)[..., 0].ravel() for values in (interim, final))
+    np.testing.assert_allclose([half.mean(), end.mean()], [0.05, 0.1], atol=0.001)
+    # Answers are counted, which adds noise to both.
+    assert np.corrcoef(half, end)[0, 1] == pytest.approx(
+        0.7 * 0.0004 / (0.0004 + 0.00024), abs=0.02
+    )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from retrain.analysis.multiplicity import correct_planned, holm
 from retrain.analysis.paired import compare_pairs, equivalence_p
 from retrain.analysis.power import needed_seeds
-from retrain.analysis.verdict import Unit, decide, judge
+from retrain.analysis.verdict import decide, judge
+from retrain.analysis.words import Unit
 
 SEEDS = 8
 BASELINE = np.array([0.61, 0.58, 0.64, 0.60, 0.66, 0.57, 0.62, 0.63])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from retrain.config.dump import run_config_toml
 from retrain.config.explain import explain, render
 from retrain.config.load import LoadedConfig, config_from_mapping, parse_set
 
@@ -27,9 +29,10 @@ TABLES: dict[str, Any] = {
 }
 
 
-def load(logs: Path, **tables: Any) -> LoadedConfig:
+def load(logs: Path, seeds: Sequence[int] | None = None, **tables: Any) -> LoadedConfig:
     given = [parse_set("training.group_size=4")]
-    return config_from_mapping({**TABLES, "logging": {"log_dir": str(logs)}, **tables}, given)
+    values = {**TABLES, "logging": {"log_dir": str(logs)}, **tables}
+    return config_from_mapping(values, given, seeds)
 
 
 def finished_run(logs: Path, loaded: LoadedConfig, seconds: float) -> None:
@@ -132,3 +135,45 @@ def test_the_backend_tells_what_the_policy_can_do() -> None:
     from retrain.policies.local.policy import LocalPolicy
 
     assert BACKENDS["local"] == LocalPolicy.capabilities
+
+
+def earlier_campaign(folder: Path, loaded: LoadedConfig) -> None:
+    """Differences of 1, 2 and 3 points between two conditions: their sd is 1 point."""
+    values = {"a": (0.70, 0.71, 0.72), "b": (0.71, 0.73, 0.75)}
+    runs = []
+    for label, column in values.items():
+        for seed, value in enumerate(column):
+            result = {"accuracy_after": value}
+            run = {"condition": label, "seed": seed, "status": "done", "result": result}
+            runs.append({"name": f"{label}_s{seed}", "config": "config.toml", **run})
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"runs": runs}))
+    config = loaded.run_config(loaded.conditions[0], 1)
+    (folder / "config.toml").write_text(run_config_toml(config))
+
+
+def test_the_smallest_difference_that_a_campaign_can_find(tmp_path: Path) -> None:
+    from retrain.analysis.power import power_sign_flip
+
+    loaded = load(tmp_path, seeds=range(8))
+    design = explain(loaded)["design"]
+    # 128 answers a side: sd sqrt(0.5 / 128).
+    assert design["spread"] == pytest.approx(0.0625)
+    assert design["spread_from"] == ""
+    assert power_sign_flip(8, design["detectable"] / 0.0625) == pytest.approx(0.8, abs=1e-6)
+
+    earlier_campaign(tmp_path / "campaign_1", loaded)
+    explanation = explain(loaded)
+    assert explanation["design"]["spread"] == pytest.approx(0.01)
+    assert explanation["design"]["detectable"] == pytest.approx(design["effect"] * 0.01)
+    shown = " ".join(text(explanation).split())
+    assert "differences of about 1.2 points or more, with 80 % power" in shown
+    assert "seeds made differences vary by 1 points (sd) in campaign_1" in shown
+    assert "each condition with grpo+none; margin 2 points, alpha 5 %" in shown
+
+
+def test_a_campaign_that_cannot_be_significant_is_told(tmp_path: Path) -> None:
+    explanation = explain(load(tmp_path))
+    assert explanation["design"]["effect"] is None
+    assert explanation["notes"][0].startswith("no result of this campaign can be significant")
+    assert explain(config_from_mapping({}))["design"] is None

@@ -25,9 +25,11 @@ def tables(
     *,
     seeds: tuple[int, ...] = (1, 2),
     max_steps: int = 4,
+    every: int = 0,
     **campaign: Any,
 ) -> dict[str, Any]:
-    """A campaign's tables; `conditions` maps names to what the fake worker does in them.
+    """A campaign's tables; `conditions` maps names to what the fake worker does in them, `every` is
+    the steps between evaluations.
 
     A config has no place for that, so it lies in the log folder.
     """
@@ -36,6 +38,7 @@ def tables(
         (logs / TROUBLE_FILE).write_text(json.dumps(conditions))
     return {
         "training": {"max_tokens": 16},
+        "evaluation": {"every": every},
         "logging": {"log_dir": str(logs)},
         "campaign": {
             "seeds": list(seeds),

@@ -2,7 +2,8 @@
 
 `trouble.json` in the log folder says so for each condition: `trouble` is one of the names below,
 `trouble_seed` the seed it befalls (all by default), `trouble_attempts` how many of its first
-attempts it befalls (all by default), `pause` the seconds a step takes.
+attempts it befalls (all by default), `pause` the seconds a step takes (under `pause_seed`),
+`levels` the held-out accuracy under each seed.
 
 Like `train_run` it keeps the `run.json` that it finds, and returns a finished run as it is. It goes
 on after the rows that are there, as if each step left a checkpoint.
@@ -29,7 +30,7 @@ from retrain.causes import cause_of
 from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.worker import main
-from retrain.files import RunRecord, append_jsonl, read_jsonl
+from retrain.files import RunRecord, append_jsonl, atomic_write_json, read_jsonl
 
 TROUBLE_STEP = 2
 
@@ -89,13 +90,19 @@ def fake_train(
         device=place.device,
         threads=int(os.environ["OMP_NUM_THREADS"]),
     )
+    pause = params.get("pause", 0.0) if params.get("pause_seed", seed) == seed else 0.0
+    level, every = params.get("levels", {}).get(str(seed)), config.evaluation.every
     print("a stray line on stdout")
     os.write(1, b'{"event": "row"} straight to the descriptor\n')
     try:
         for step in range(done, steps):
             if step == TROUBLE_STEP:
                 make(trouble, run_dir)
-            time.sleep(params.get("pause", 0.0))
+            time.sleep(pause)
+            if level is not None and every and (step + 1) % every == 0:
+                evaluation = {"step": step + 1, "accuracy": level, "greedy_accuracy": None}
+                (run_dir / "evaluation").mkdir(exist_ok=True)
+                atomic_write_json(run_dir / f"evaluation/step_{step + 1:06d}.json", evaluation)
             row = {"step": step, "condition": condition, "seed": seed}
             row["mean_reward"] = (seed * 31 + step * 7) % 100 / 100
             append_jsonl(run_dir / "metrics.jsonl", row)

@@ -79,8 +79,13 @@ def test_a_campaign_leaves_everything_in_its_folder(tmp_path: Path) -> None:
         "devices": "",
         "max_retries": 1,
         "worker_timeout": 1800.0,
+        "max_runs": 0,
         "workers": 1,
         "overrides": {},
+        "report": {
+            **{"metric": "accuracy", "summary": "final", "window": 1, "baseline": "a"},
+            **{"contrasts": [], "margin": 0.02, "alpha": 0.05, "floor": 0.0},
+        },
     }
     assert [entry["name"] for entry in runs] == ["a_s5", "b_s5", "a_s3", "b_s3"]
     assert runs[3] == {
@@ -106,7 +111,7 @@ def test_a_campaign_leaves_everything_in_its_folder(tmp_path: Path) -> None:
         },
     }
     assert f"campaign: {folder}" in output
-    assert f"report:   {folder / 'report.md'}" in output
+    assert f"report:   {folder / 'report.html'}" in output
     assert "next:     retrain init campaign" in output
 
 

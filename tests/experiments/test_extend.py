@@ -260,3 +260,21 @@ def test_the_verb_refuses_with_file_key_and_both_values(
     errors = capsys.readouterr().err
     assert f"{campaign.file}: training.lr: is 0.5 in condition a, whose runs have 4e-05" in errors
     assert snapshot(campaign.folder) == before
+
+
+def test_what_a_campaign_is_judged_by_cannot_change(campaign: Grown) -> None:
+    values = campaign.tables(seeds=(1, 2))
+    lines = campaign.refused({**values, "report": {"margin": 0.05, "contrasts": ["b vs a"]}})
+    assert "report.margin: is 0.05, and 0.02 was recorded before the first run" in lines[1]
+    assert "report.contrasts" in lines[0]
+    # Written out, the settings are the same.
+    result, _ = campaign.grow({**values, "report": {"margin": 0.02, "baseline": "a"}})
+    assert result.exit_code == 0
+    added = [run.get("added") for run in Manifest.read(campaign.folder).data["runs"]]
+    assert added[:2] == [None, None]
+    assert all(added[2:])
+
+
+def test_a_new_first_condition_is_no_new_baseline(campaign: Grown) -> None:
+    assert campaign.grow(campaign.tables(("c", "a", "b")))[0].exit_code == 0
+    assert Manifest.read(campaign.folder).data["report"]["baseline"] == "a"

@@ -19,6 +19,7 @@ from retrain.causes import DISK, ERROR, HUNG, INFRASTRUCTURE, KILLED, WORKER
 from retrain.config.dump import run_config_toml
 from retrain.experiments.executors.executor import (
     ENDINGS,
+    Cancelled,
     Event,
     Failed,
     Finished,
@@ -409,3 +410,45 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
         again = collect(executor, jobs)
     assert again == [Started(jobs[0].name, 1), first]
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_single_runs_are_cancelled_and_the_worker_goes_on(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "", "", "", max_steps=1000, pause=0.02)
+    names = [job.name for job in jobs]
+    with crew(tmp_path) as executor:
+        executor.submit(jobs)
+        first = collect(executor, jobs, until=lambda event: isinstance(event, Row))
+        assert executor.cancel([names[0], names[1], "nobody"]) == [
+            Cancelled(names[1], started=False)
+        ]
+        pids = executor.pids
+        second = collect(executor, jobs, until=lambda event: isinstance(event, Started))
+        assert endings(first + second) == {names[0]: Cancelled(names[0])}
+        assert second[-1] == Started(names[2], 1)
+        assert executor.pids == pids
+        executor.cancel([names[0]])  # It is over: nothing happens.
+        collect(executor, jobs, until=lambda event: isinstance(event, Row))
+        # Again, as after any ending.
+        executor.submit(jobs[:1])
+        executor.cancel([names[2]])
+        third = collect(executor, jobs, until=lambda event: event.run == names[0])
+        assert endings(third) == {names[2]: Cancelled(names[2])}
+        rows = len(read_jsonl(jobs[0].run_dir / "metrics.jsonl"))
+        collect(executor, jobs, until=lambda event: isinstance(event, Row) and event.step > rows)
+        assert [type(event) for event in executor.stop()][-1] is Interrupted
+    record = RunRecord.read(jobs[2].run_dir)
+    rows = len(read_jsonl(jobs[2].run_dir / "metrics.jsonl"))
+    assert (record.status, record.data["step"]) == ("stopped", rows)
+    assert not (jobs[1].run_dir / "metrics.jsonl").exists()
+
+
+def test_a_cancelled_run_whose_worker_dies_has_failed(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "hang")
+    with crew(tmp_path) as executor:
+        executor.submit(jobs)
+        collect(executor, jobs, until=lambda event: isinstance(event, Row) and event.step == 1)
+        assert executor.cancel([jobs[0].name]) == []
+        os.kill(executor.pids[0], signal.SIGKILL)
+        (ended,) = endings(collect(executor, jobs)).values()
+    assert isinstance(ended, Failed)
+    assert ended.cause == KILLED

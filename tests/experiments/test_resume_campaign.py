@@ -214,7 +214,7 @@ def test_a_done_campaign_says_so(tmp_path: Path) -> None:
         result, output = go_on(folder, **options)
         assert (result.exit_code, result.status) == (0, "done")
         assert f"{folder.name}: 2 runs, 2 done, nothing to train" in output
-        assert f"report:   {folder / 'report.md'}" in output
+        assert f"report:   {folder / 'report.html'}" in output
     assert snapshot(folder / "runs") == before
     assert read_json(folder / "manifest.json") == manifest
     assert not list(folder.rglob(".lock*"))

@@ -36,13 +36,13 @@ MARK = "RETRAIN_CHAOS"
 
 SAVE_EVERY = 3
 STEPS = 45
-TOML = f"""
+TOML = """
 [training]
 batch_size = 2
 group_size = 4
 max_tokens = 24
 lr = 1e-3
-save_every = {SAVE_EVERY}
+save_every = {save_every}
 keep_last = 3
 
 [evaluation]
@@ -59,7 +59,7 @@ schedule = "auto"
 
 [campaign]
 seeds = [1, 2]
-max_steps = {STEPS}
+max_steps = {steps}
 parallel = true
 max_workers = 2
 
@@ -78,7 +78,7 @@ OWN_TIME = {
     *("pid", "born", "attempts", "resumed_from", "workers"),
 }
 """Fields of JSON files that say when, where and by how many, and not what."""
-OTHER = {"run.log", "workers.log", "report.md"}
+OTHER = {"run.log", "workers.log", "report.md", "report.html"}
 """Files that tell what happened on the way, or when."""
 
 CHOICES = (
@@ -126,13 +126,15 @@ class Report:
 class Chaos:
     """One folder in which campaigns are disturbed; see the module."""
 
-    def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, seed: int, say: Callable[[str], None], steps: int = STEPS
+    ) -> None:
         self.folder = folder
         self.report = Report()
         self._random = random.Random(seed)
         self._say = say
         self._mark = uuid.uuid4().hex
-        (folder / "campaign.toml").write_text(TOML)
+        (folder / "campaign.toml").write_text(TOML.format(save_every=SAVE_EVERY, steps=steps))
 
     def run(self, kills: int) -> Report:
         """Until so many processes have been killed, and every campaign is done."""

@@ -11,7 +11,7 @@ from chaos import SAVE_EVERY, Chaos
 
 def test_killed_campaigns_end_as_undisturbed_ones(tmp_path: Path) -> None:
     said: list[str] = []
-    report = Chaos(tmp_path, seed=7, say=said.append).run(kills=2)
+    report = Chaos(tmp_path, seed=7, say=said.append, steps=25).run(kills=2)
     assert report.differences == [], said
     assert report.killed >= 2
     assert report.compared > 100

@@ -22,9 +22,6 @@ from retrain.experiments.plan import plan_runs
 from retrain.files import read_json
 from retrain.squeeze import analyze_adapter
 
-# What these tests share is made once, in one process.
-pytestmark = pytest.mark.xdist_group("squeeze")
-
 TABLES: dict[str, Any] = {
     "model": {"lora_rank": 6},
     "algorithm": {"advantage_mode": "grpo", "transform_mode": "none"},

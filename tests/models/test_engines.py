@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
+from tests.conftest import VOCABULARY, make_adapter, make_module
 from torch import Tensor
 
 from retrain.models import head as heads
@@ -21,6 +21,7 @@ from retrain.models.llama import supports
 from retrain.models.lora import LoraAdapter
 from retrain.models.modules import ModuleEngine
 
+CPU = torch.device("cpu")
 PROMPTS = [np.arange(3, 3 + n) for n in (5, 9, 2)]
 LENGTHS = (4, 1, 7, 3, 6)
 PROMPT_INDEX = (0, 0, 1, 2, 2)

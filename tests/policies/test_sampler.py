@@ -16,8 +16,9 @@ from retrain.models.fused import FusedEngine
 from retrain.models.modules import ModuleEngine
 from retrain.policies.local.sampler import Decoding, draw_tokens, sample
 from retrain.types import Completion, OnDone, SamplingParams
-from tests.conftest import CPU, VOCABULARY, make_adapter, make_module
+from tests.conftest import VOCABULARY, make_adapter, make_module
 
+CPU = torch.device("cpu")
 PROMPTS = [np.arange(3, 3 + n) for n in (5, 9, 2)]
 
 

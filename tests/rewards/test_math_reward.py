@@ -26,9 +26,6 @@ from retrain.types import Score
 from tests.rewards.hostile import HOSTILE
 from tests.rewards.judged import completion, eventually, group, judged, problem
 
-# What these tests share is made once, in one process.
-pytestmark = pytest.mark.xdist_group("math")
-
 LIMIT_S = 0.4
 
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrain.analysis.reading import modified_at, nested, read_tail
 from retrain.analysis.records import MANIFEST_FILE, RUNS_FOLDER
-from retrain.config.schema import RunConfig
 from retrain.files import METRICS_FILE, RUN_CONFIG_FILE
+
+if TYPE_CHECKING:
+    from retrain.config.schema import RunConfig
 
 NEWEST_RUNS = 64
 """Earlier runs that are looked at; older ones say little about this machine and this code."""

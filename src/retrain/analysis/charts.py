@@ -6,6 +6,7 @@ most of what else retrain does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ DASHES: tuple[list[int], ...] = ([1, 0], [8, 4], [2, 3], [10, 3, 2, 3])
 WIDTH, HEIGHT = 620, 350
 PNG_SCALE = 1.5
 INK, GRID = "#333333", "#e4e4e4"
+MAX_LINES = 300
+"""Thin lines that a picture shows at most: more are a grey area, and take seconds to draw."""
 
 
 def line_chart(
@@ -38,15 +41,22 @@ def line_chart(
     """A Vega-Lite chart: a thin line a run, a thick one for each condition's mean.
 
     A condition keeps its colour in all pictures of a campaign, also where it has no curve. More
-    conditions than colours get dashes as well.
+    conditions than colours get dashes as well. Of more than `MAX_LINES` runs only the first of
+    each condition are drawn, which the subtitle then says; the means are of all.
     """
     import altair as alt
 
     drawn = [label for label in conditions if any(c.condition == label for c in curves)]
     runs: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
+    lines = len(curves) if len(curves) <= MAX_LINES else max(1, MAX_LINES // len(drawn))
+    if lines < len(curves):
+        subtitle += f"; {lines} seeds of each condition are drawn"
+    count = Counter[str]()
     for curve in curves:
-        runs += _values(curve.points, curve.condition, f"{curve.condition} {curve.seed}")
+        count[curve.condition] += 1
+        if count[curve.condition] <= lines:
+            runs += _values(curve.points, curve.condition, f"{curve.condition} {curve.seed}")
     for label in drawn:
         means += _values(
             mean_curve([curve for curve in curves if curve.condition == label]), label, label
@@ -86,7 +96,7 @@ def line_chart(
         "condition:N", scale=alt.Scale(domain=drawn, range=dashes), sort=drawn, legend=legend
     )
     chart = alt.layer(
-        _layer(alt, "runs").mark_line(strokeWidth=1.1, opacity=0.35).encode(**encoding),
+        _layer(alt, "runs").mark_line(strokeWidth=1.1, strokeOpacity=0.35).encode(**encoding),
         _layer(alt, "means")
         .mark_line(
             strokeWidth=3, point=alt.OverlayMarkDef(size=55, filled=True) if markers else False

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from retrain.analysis.reading import iter_rows, load_object, number
-from retrain.analysis.records import CampaignRecord, RunView
-from retrain.files import evaluation_files
+import numpy as np
+
+from retrain.analysis.records import CampaignRecord
+from retrain.analysis.series import RunSeries, SeriesReader
 
 POINTS = 240
 """Points a drawn curve has at most: more cannot be told apart in a picture."""
+ALL_POINTS = 48_000
+"""Points that the curves of a picture have together, as long as each keeps `FEW_POINTS`."""
+FEW_POINTS = 60
 
 Points = tuple[tuple[float, float], ...]
 """(step, value), in order of the steps."""
@@ -38,22 +42,27 @@ class Curves:
     """Steps that the moving average of the reward spans."""
 
 
-def read_curves(campaign: CampaignRecord) -> Curves:
-    """The curves of all runs that have any; a run that did not finish has them until it ended."""
+def read_curves(campaign: CampaignRecord, reader: SeriesReader | None = None) -> Curves:
+    """The curves of all runs that have any; a run that did not finish has them until it ended.
+
+    reader: one that may have read the runs already.
+    """
+    reader = reader or SeriesReader()
     length = max((run.step for run in campaign.runs), default=0)
     window = smoothing_window(length)
+    limit = max(FEW_POINTS, min(POINTS, ALL_POINTS // max(1, len(campaign.runs))))
     accuracy: list[Curve] = []
     reward: list[Curve] = []
     for run in campaign.runs:
-        measured, rewards = _read_run(run)
+        series = reader.read(run)
+        measured = tuple(
+            (float(e.step), e.accuracy) for e in series.evaluations if e.accuracy is not None
+        )
         if measured:
             accuracy.append(Curve(run.condition, run.seed, run.state, measured))
-        if rewards:
-            steps = [step for step, _ in rewards]
-            smooth = moving_average([value for _, value in rewards], window)
-            points = tuple(zip(steps, smooth, strict=True))
-            reward.append(Curve(run.condition, run.seed, run.state, thin(points, length)))
-    return Curves(tuple(accuracy), tuple(reward), window)
+        if rewards := thin(_smooth_rewards(series, window), length, limit):
+            reward.append(Curve(run.condition, run.seed, run.state, rewards))
+    return Curves(_thin_measured(accuracy, limit), tuple(reward), window)
 
 
 def mean_curve(curves: Iterable[Curve]) -> Points:
@@ -80,40 +89,38 @@ def smoothing_window(steps: int) -> int:
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
     """Centred moving average; at the ends it spans what there is of its window."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    smooth: list[float] = []
-    for i in range(len(values)):
-        first, end = max(0, i - window // 2), min(len(values), i + window // 2 + 1)
-        smooth.append((sums[end] - sums[first]) / (end - first))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    first = np.maximum(0, at - window // 2)
+    end = np.minimum(len(values), at + window // 2 + 1)
+    smooth: list[float] = ((sums[end] - sums[first]) / (end - first)).tolist()
     return smooth
 
 
-def thin(points: Points, steps: int) -> Points:
-    """About `POINTS` points of a curve that is `steps` long when it is whole.
+def thin(points: Points, steps: int, limit: int = POINTS) -> Points:
+    """About `limit` points of a curve that is `steps` long when it is whole.
 
     The kept steps depend on `steps` alone, so that all runs of a campaign keep the same ones. The
     last point always stays.
     """
-    stride = max(1, -(-steps // POINTS))
+    stride = max(1, -(-steps // limit))
     return tuple(point for point in points if point[0] % stride == 0 or point == points[-1])
 
 
-def _read_run(run: RunView) -> tuple[Points, Points]:
-    accuracy: dict[float, float] = {}
-    reward: dict[float, float] = {}
-    for row in iter_rows(run.metrics):
-        step = number(row, "step")
-        if step is None:
-            continue
-        if (value := number(row, "mean_reward")) is not None:
-            reward[step] = value
-        if (value := number(row, "held_out_accuracy")) is not None:
-            accuracy[step + 1] = value
-    for step, path in evaluation_files(run.folder).items():
-        if step not in accuracy and (value := number(load_object(path), "accuracy")) is not None:
-            accuracy[float(step)] = value
-    if 0.0 not in accuracy and run.result.accuracy_before is not None:
-        accuracy[0.0] = run.result.accuracy_before
-    return tuple(sorted(accuracy.items())), tuple(sorted(reward.items()))
+def _thin_measured(curves: Sequence[Curve], limit: int) -> tuple[Curve, ...]:
+    """As `thin`, of curves with points at a few steps only."""
+    steps = sorted({step for curve in curves for step, _ in curve.points})
+    kept = set(steps[:: max(1, -(-len(steps) // limit))])
+    return tuple(
+        replace(
+            curve, points=tuple(p for p in curve.points if p[0] in kept or p == curve.points[-1])
+        )
+        for curve in curves
+    )
+
+
+def _smooth_rewards(series: RunSeries, window: int) -> Points:
+    known = ~np.isnan(series.values["mean_reward"])
+    steps = series.step[known].astype(float).tolist()
+    smooth = moving_average(series.values["mean_reward"][known].tolist(), window)
+    return tuple(zip(steps, smooth, strict=True))

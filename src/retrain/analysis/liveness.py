@@ -33,6 +33,9 @@ def judge(
     """
     status = text(record, "status") or text(planned, "status") or "pending"
     message = text(record, "message")
+    if text(planned, "status") == "dropped" and status not in {"done", "diverged", "running"}:
+        # Its worker could only write that it was stopped.
+        return "dropped", text(planned, "message")
     if text(record, "status") in FINAL_STATUSES:
         return status, message or text(planned, "message")
     process = ProcessId.read(record) if text(record, "status") == "running" else None

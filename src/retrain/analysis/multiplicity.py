@@ -109,12 +109,19 @@ def benjamini_hochberg(p_K: ArrayLike) -> FloatArray:
     return _back(adjusted, order, p)
 
 
-def correct_planned(differences_SK: ArrayLike, seed: int = 0) -> Corrected:
+def correct_planned(
+    differences_SK: ArrayLike, seed: int = 0, *, dropped_K: ArrayLike | None = None
+) -> Corrected:
     """Sign-flip p values of all planned contrasts, corrected together; (..., S, K) to (..., K).
 
     maxT where all contrasts miss the same seeds (a missing baseline run is missing in all of
     them), else Holm on the exact sign-flip p values. The choice looks only at what is missing,
     never at the values. A contrast without any pair gets NaN and does not count.
+
+    dropped_K: (..., K), contrasts that were given up for futility on interim values. They stay in
+    the family with p = 1, and Holm is used: no p value is then below the one that it would have had
+    without stopping, so the family-wise error stays at alpha however it was decided. Correcting
+    only for what was left would count the tests that were chosen by looking.
 
     Assumes that runs are missing for reasons that have nothing to do with their outcome; a
     diverged run is an outcome: see `paired.intention_to_treat`.
@@ -127,12 +134,17 @@ def correct_planned(differences_SK: ArrayLike, seed: int = 0) -> Corrected:
     in_any = (missing & ~empty).any(axis=-1)
     in_all = (missing | empty).all(axis=-1)
     by_max_t = np.asarray((~in_any | in_all).all(axis=-1))
+    shape = (*values.shape[:-2], values.shape[-1])
+    dropped = np.broadcast_to(
+        np.asarray(False if dropped_K is None else dropped_K, dtype=np.bool_), shape
+    )
+    by_max_t = by_max_t & ~dropped.any(axis=-1)
     # A seed whose differences are all zero is the same under every flip: it drops out.
     p = max_t(np.nan_to_num(values), seed) if by_max_t.any() else np.empty(empty[..., 0, :].shape)
     if not by_max_t.all():
-        by_holm = holm(sign_flip_p(np.swapaxes(values, -1, -2), seed))
-        p = np.where(by_max_t[..., None], p, by_holm)
-    return Corrected(np.where(empty[..., 0, :], np.nan, p), by_max_t)
+        single = sign_flip_p(np.swapaxes(values, -1, -2), seed)
+        p = np.where(by_max_t[..., None], p, holm(np.where(dropped, 1.0, single)))
+    return Corrected(np.where(empty[..., 0, :] & ~dropped, np.nan, p), np.asarray(by_max_t))
 
 
 def _p_values(p_K: ArrayLike) -> FloatArray:

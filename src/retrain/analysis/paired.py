@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,8 +22,10 @@ from retrain.types import BoolArray, FloatArray
 MONTE_CARLO_FLIPS = 2**16
 """Sign flips that are looked at when there are too many to enumerate, the observed one included."""
 
-AT_ONCE = 2**22
-"""Sums that are held in memory at once (32 MB)."""
+AT_ONCE = 2**20
+"""Sums that are held in memory at once (8 MB)."""
+
+DRAWN_AT_ONCE = 2**12
 
 TIE = 1e-10
 """Sums closer than this, relative to the sum of absolute differences, count as equal."""
@@ -129,8 +132,10 @@ def intention_to_treat(values_SC: ArrayLike, diverged_SC: ArrayLike, floor: floa
     return np.where(diverged, floor, values)
 
 
+@lru_cache(maxsize=4)
 def sign_flips(seeds: int, seed: int = 0) -> FloatArray:
-    """Sign flips of so many differences, (F, S) of +1 and -1; row 0 flips nothing.
+    """Sign flips of so many differences, (F, S) of +1 and -1, not to be written to; row 0 flips
+    nothing.
 
     Up to 17 seeds: all of them, without mirror images (the first sign is always +1), 2^(n - 1)
     rows. Beyond: 2^16 rows drawn from the stream (seed, "sign-flips", n), after the one that flips
@@ -138,11 +143,18 @@ def sign_flips(seeds: int, seed: int = 0) -> FloatArray:
     """
     if seeds <= EXACT_SEEDS:
         codes = np.arange(2 ** max(seeds - 1, 0))[:, None]
-        bits = (codes >> np.arange(seeds)[::-1]) & 1
-        return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
-    draws = generator(seed, "sign-flips", seeds).integers(0, 2, (MONTE_CARLO_FLIPS, seeds))
-    draws[0] = 0
-    return np.asarray(1.0 - 2.0 * draws, dtype=np.float64)
+        flips = ((codes >> np.arange(seeds)[::-1]) & 1).astype(np.float64)
+    else:
+        rng = generator(seed, "sign-flips", seeds)
+        flips = np.empty((MONTE_CARLO_FLIPS, seeds))
+        for start in range(0, MONTE_CARLO_FLIPS, DRAWN_AT_ONCE):
+            block = flips[start : start + DRAWN_AT_ONCE]
+            block[:] = rng.integers(0, 2, block.shape)
+        flips[0] = 0
+    flips *= -2.0
+    flips += 1.0
+    flips.flags.writeable = False
+    return flips
 
 
 def sign_flip_p(differences_S: ArrayLike, seed: int = 0) -> FloatArray:

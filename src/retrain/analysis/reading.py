@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 TAIL_ROWS = 12
 ROW_BYTES = 1536
 """What is read for each row at first; more when the rows turn out to be longer."""
@@ -81,7 +83,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with file:
         for line in file:
-            row = _parse_object(line)
+            row = parse_object(line)
             if row is not None:
                 yield row
 
@@ -89,7 +91,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
 def load_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when it is missing, half-written or something else."""
     try:
-        return _parse_object(path.read_bytes()) or {}
+        return parse_object(path.read_bytes()) or {}
     except OSError:
         return {}
 
@@ -99,7 +101,10 @@ def number(source: Mapping[str, Any], key: str) -> float | None:
     value = source.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # A whole number that no float can hold.
+        return None
 
 
 def text(source: Mapping[str, Any], key: str) -> str:
@@ -149,7 +154,7 @@ def subfolders(path: Path) -> list[Path]:
 def _last_objects(lines: Sequence[bytes], limit: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for line in reversed(lines):
-        row = _parse_object(line)
+        row = parse_object(line)
         if row is not None:
             found.append(row)
             if len(found) == limit:
@@ -157,9 +162,26 @@ def _last_objects(lines: Sequence[bytes], limit: int) -> list[dict[str, Any]]:
     return found
 
 
-def _parse_object(data: bytes) -> dict[str, Any] | None:
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in some bytes; None when they hold something else.
+
+    Numbers that no float can hold (NaN and Infinity, which Python writes, or 1e999) are None.
+    """
     try:
-        value = json.loads(data)
-    except ValueError:
-        return None
+        value = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        # Not JSON, but perhaps what Python takes for it: a row is worth more than its rigour.
+        try:
+            value = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        except (ValueError, RecursionError):
+            return None
     return value if isinstance(value, dict) else None
+
+
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+def _no_number(_name: str) -> None:
+    """What NaN, Infinity and -Infinity stand for."""

@@ -133,22 +133,26 @@ class CampaignRecord:
     """Nothing will change any more unless somebody starts a run again."""
     campaign_file: str = ""
     retrain_version: str = ""
+    title: str = ""
+    """Of several campaigns as one; empty otherwise."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.title or self.folder.name
 
     @property
     def state(self) -> str:
         """How it stands as its runs tell: running, pending (planned, never started), done, failed
         (also by diverged runs), stopped, or lost (nobody is there any more to train the rest).
+        Runs that `max_runs` leaves out for now are not waited for.
 
         `status` is what the last process that trained it wrote, and may have had no time to.
         """
         if not self.finished:
             return "running"
-        states = {run.state for run in self.runs}
+        left_out = frozenset(map(str, items(nested(self.manifest, "left_out"), "runs")))
+        states = {run.state for run in self.runs if run.name not in left_out}
         if self.status == "pending" and states == {"pending"}:
             return "pending"
         if "lost" in states or (states & {"pending"} and self.status == "running"):

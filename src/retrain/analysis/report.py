@@ -1,60 +1,98 @@
-"""`report.md` and its pictures: what came out of a campaign, and how to get it again."""
+"""The report of a campaign: `report.md` with its pictures, and the page `report.html`."""
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retrain.analysis.charts import line_chart, write_chart
 from retrain.analysis.closing import (
     cautions,
-    closing_table,
+    difference,
     load_campaign,
     markdown_table,
+    shared_notes,
     table_cells,
     table_notes,
     table_title,
+    verdicts_title,
 )
-from retrain.analysis.curves import Curve, read_curves
+from retrain.analysis.curves import Curve, Curves, read_curves
+from retrain.analysis.pictures import Drawing, Picture
 from retrain.analysis.reading import nested
 from retrain.analysis.records import CampaignRecord, RunView
+from retrain.analysis.series import SeriesReader
 from retrain.analysis.squeezed import squeeze_section
 from retrain.analysis.summary import Comparison, compare
 from retrain.analysis.words import duration, percent, plural
 from retrain.files import GENERATIONS_FILE, atomic_write_text
 
-__all__ = ["closing_table", "write_report"]
-
 REPORT_FILE = "report.md"
-PICTURES_FOLDER = "report"
+PAGE_FILE = "report.html"
+REPORT_FOLDER = "report"
+VERDICTS_CSV, VERDICTS_TEX = "verdicts.csv", "verdicts.tex"
 SHOWN_FAILURES = 40
 MANY_POINTS = 40
 
 
-def write_report(campaign_dir: Path) -> Path:
-    """Write `report.md` and the pictures in `report/`, and return the report's path.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The files of a report."""
+
+    markdown: Path
+    page: Path
+
+
+def write_report(campaign_dir: Path) -> Report:
+    """Write the report of the campaign in a folder, judged as was recorded before its first run.
 
     Works at any time: of a campaign that still runs it shows what there is.
     """
-    campaign = load_campaign(campaign_dir)
-    comparison = compare(campaign)
+    campaign, reader = load_campaign(campaign_dir), SeriesReader()
+    return write_files(campaign, compare(campaign, reader=reader), reader)
+
+
+def write_files(campaign: CampaignRecord, comparison: Comparison, reader: SeriesReader) -> Report:
+    """Write `report.md`, `report.html`, and into `report/` the pictures and the tables for a
+    paper, all into the campaign's folder."""
+    from retrain.analysis.page.page import write_page
+    from retrain.analysis.page.paper import latex_table, verdict_csv
+
+    folder = campaign.folder
     config = _config(campaign)
+    text, pictures = _curves(campaign, read_curves(campaign, reader))
     sections = [
         _heading(campaign, config),
+        _verdicts(comparison) if comparison.done else "",
         _result(comparison),
-        _pictures(campaign),
+        text,
         _samples(campaign),
-        squeeze_section(campaign_dir),
+        squeeze_section(folder),
         _failures(campaign),
         _caution(comparison, config),
+        _paper() if comparison.contrasts and comparison.done else "",
         _reproduce(campaign, config),
     ]
-    path = campaign_dir / REPORT_FILE
-    atomic_write_text(path, "\n\n".join(section for section in sections if section) + "\n")
-    return path
+    markdown, page = folder / REPORT_FILE, folder / PAGE_FILE
+    tables = folder / REPORT_FOLDER
+    judged = bool(comparison.contrasts and comparison.done)
+    if judged or pictures:
+        tables.mkdir(exist_ok=True)
+    drawing = Drawing(pictures) if pictures else None
+    if judged:
+        atomic_write_text(tables / VERDICTS_CSV, verdict_csv(comparison))
+        atomic_write_text(tables / VERDICTS_TEX, latex_table(comparison, campaign.name))
+    try:
+        write_page(campaign, comparison, reader, page)
+    finally:
+        if drawing is not None:
+            drawing.finish()
+    atomic_write_text(markdown, "\n\n".join(section for section in sections if section) + "\n")
+    return Report(markdown, page)
 
 
 def _heading(campaign: CampaignRecord, config: Mapping[str, Any]) -> str:
@@ -70,10 +108,11 @@ def _heading(campaign: CampaignRecord, config: Mapping[str, Any]) -> str:
     going = (
         "" if campaign.finished else "\n\n**This campaign is not finished:** numbers may change."
     )
+    page = f"As a page with more pictures, to look through: [{PAGE_FILE}]({PAGE_FILE})."
     return (
         f"# {campaign.name}\n\n"
         f"{shape} = {plural(len(campaign.runs), 'run')}{steps}{subject}.\n"
-        f"Started {began}{spent}. Runs: {states}.{going}"
+        f"Started {began}{spent}. Runs: {states}.{going}\n\n{page}"
     )
 
 
@@ -85,12 +124,58 @@ def _subject(config: Mapping[str, Any]) -> str:
     return f", on {named}" if named else ""
 
 
+def _verdicts(comparison: Comparison) -> str:
+    """One row a planned comparison: what was asked, and what the seeds answer."""
+    if not comparison.contrasts:
+        return ""
+    unit = comparison.settings.unit
+    rows = []
+    for contrast in comparison.contrasts:
+        judged, paired = contrast.judgement, contrast.judgement.paired
+        rows.append(
+            [
+                f"{contrast.treatment} vs {contrast.baseline}",
+                judged.verdict.text,
+                difference(paired.contrast, unit),
+                "-" if judged.p is None else f"{judged.p:.2g}",
+                f"{paired.wins}/{paired.contrast.n}",
+                "-" if paired.correlation is None else f"{paired.correlation:+.2f}",
+                unit.plain(paired.detectable),
+                difference(contrast.complete, unit) if contrast.floored else "the same",
+            ]
+        )
+    headers = ["comparison", "verdict", f"difference [{100 * comparison.confidence:g} % CI]"]
+    headers += ["p, corrected", "seeds won", "correlation", "detectable", "finished pairs only"]
+    title = verdicts_title(comparison)
+    notes = [
+        f"Judged by {comparison.settings.words}, one number a run, paired by seed.",
+        "Recorded before the first run: metric, comparisons, margin, alpha and floor."
+        if comparison.recorded and not comparison.changes
+        else "",
+        *shared_notes(comparison),
+        "*Correlation*: between the two conditions over seeds; the higher, the more pairing saves. "
+        "*Detectable*: the difference that these seeds find with 80 % power.",
+    ]
+    lines = "\n".join(f"- {note}" for note in notes if note)
+    table = markdown_table(headers, rows, frozenset({1}))
+    return f"## Verdicts\n\n{title}.\n\n{table}\n\n{lines}"
+
+
+def _paper() -> str:
+    return (
+        "## For a paper\n\n"
+        f"The verdicts as [CSV]({REPORT_FOLDER}/{VERDICTS_CSV}) and as a "
+        f"[LaTeX table]({REPORT_FOLDER}/{VERDICTS_TEX}); a paragraph of methods is in "
+        f"[{PAGE_FILE}]({PAGE_FILE}#paper)."
+    )
+
+
 def _result(comparison: Comparison) -> str:
     headers, rows = table_cells(comparison)
     headers = [header.replace("\n", " ") for header in headers]
     lines = [f"## Result\n\n{table_title(comparison)}.", markdown_table(headers, rows)]
     notes = [note.replace("*", "\\*") for note in table_notes(comparison)]
-    if comparison.metric == "accuracy" and comparison.done:
+    if any(condition.after is not None for condition in comparison.conditions):
         notes.append(
             "*before* and *after* training: the share of correct answers when sampling at the "
             "evaluation temperature; *greedy*: when always taking the likeliest token."
@@ -98,12 +183,14 @@ def _result(comparison: Comparison) -> str:
     return "\n\n".join([*lines, "\n".join(f"- {note}" for note in notes)])
 
 
-def _pictures(campaign: CampaignRecord) -> str:
-    curves = read_curves(campaign)
-    parts = ["## Learning curves"]
+def _curves(campaign: CampaignRecord, curves: Curves) -> tuple[str, list[Picture]]:
+    """The section on learning curves, and the pictures that it shows."""
+    parts, pictures = ["## Learning curves"], []
+    folder = campaign.folder / REPORT_FOLDER
     if any(len(curve.points) > 1 for curve in curves.accuracy):
         text = f"Held-out accuracy by training step. {_how_drawn(curves.accuracy)}"
-        document = line_chart(
+        picture = Picture(
+            str(folder / "accuracy"),
             curves.accuracy,
             campaign.conditions,
             title="Held-out accuracy",
@@ -112,13 +199,15 @@ def _pictures(campaign: CampaignRecord) -> str:
             as_percent=True,
             markers=max(len(curve.points) for curve in curves.accuracy) <= MANY_POINTS,
         )
-        parts.append(_picture(campaign, "accuracy", document, text))
+        pictures.append(picture)
+        parts.append(_shown(picture, text))
     if any(len(curve.points) > 1 for curve in curves.reward):
         text = (
             "Mean reward of the training batches by step, smoothed by a centred moving average "
             f"over {curves.reward_window} steps. {_how_drawn(curves.reward)}"
         )
-        document = line_chart(
+        picture = Picture(
+            str(folder / "reward"),
             curves.reward,
             campaign.conditions,
             title="Mean reward in training",
@@ -126,17 +215,15 @@ def _pictures(campaign: CampaignRecord) -> str:
             "thick: mean over seeds; thin: one seed each",
             y_title="mean reward",
         )
-        parts.append(_picture(campaign, "reward", document, text))
+        pictures.append(picture)
+        parts.append(_shown(picture, text))
     if len(parts) == 1:
         parts.append("No run has written enough steps to draw a curve.")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts), pictures
 
 
-def _picture(campaign: CampaignRecord, name: str, document: dict[str, Any], text: str) -> str:
-    folder = campaign.folder / PICTURES_FOLDER
-    folder.mkdir(exist_ok=True)
-    write_chart(document, folder / name)
-    source = f"{PICTURES_FOLDER}/{name}"
+def _shown(picture: Picture, text: str) -> str:
+    source = f"{REPORT_FOLDER}/{Path(picture.stem).name}"
     return f"![{text}]({source}.png)\n\n{text} ([SVG]({source}.svg))"
 
 
@@ -183,14 +270,16 @@ def _cause(run: RunView) -> str:
 def _log(campaign: CampaignRecord, run: RunView) -> str:
     if not run.log.exists():
         return "It left no log."
-    relative = run.log.relative_to(campaign.folder)
+    # The runs of pooled campaigns lie elsewhere.
+    relative = os.path.relpath(run.log, campaign.folder)
     return f"Log: [`{relative}`](<{relative}>)."
 
 
 def _caution(comparison: Comparison, config: Mapping[str, Any]) -> str:
     notes = cautions(comparison)
     problems = nested(config, "evaluation").get("num_problems")
-    if notes and comparison.metric == "accuracy" and isinstance(problems, int) and problems > 0:
+    judged_by_accuracy = comparison.settings.metric != "reward"
+    if notes and judged_by_accuracy and isinstance(problems, int) and problems > 0:
         smallest = percent(1.0 / problems)
         notes.append(
             f"Accuracy is measured on {problems} held-out problems: one more or less is {smallest}."

@@ -43,6 +43,7 @@ LOOKS = {
     "failed": Look("✗", "x", "red"),
     "diverged": Look("!", "!", "magenta"),
     "stopped": Look("‖", "=", "yellow"),
+    "dropped": Look("⊘", "/", "blue"),
 }
 UNKNOWN = Look("?", "?", "yellow")
 
@@ -132,7 +133,7 @@ def _cell(run: RunView | None, console: Console) -> Text:
     sign, style = _sign(run.state, console)
     if run.state == "done":
         return Text(f"{sign}{percent(run.accuracy)}", style=style)
-    if run.state == "pending":
+    if run.state == "pending" or (run.state == "dropped" and not run.step):
         return Text(sign, style=style)
     accuracy = f" {percent(run.accuracy)}" if run.accuracy is not None else ""
     return Text(f"{sign}{run.step}{accuracy}", style=style)

@@ -6,6 +6,8 @@ The rule, for each planned contrast, at a level alpha and a margin that were fix
 - equivalent: else, two one-sided t tests at alpha, Holm-corrected over the contrasts, say that the
   difference is smaller than the margin.
 - undecided: else. The sentence says how many more seeds would decide.
+
+A contrast whose condition was stopped for futility is none of these: it is dropped.
 """
 
 from __future__ import annotations
@@ -17,29 +19,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from retrain.analysis.futility import Dropped
 from retrain.analysis.multiplicity import Method, correct_planned, holm
 from retrain.analysis.paired import Paired, compare_pairs, equivalence_p, paired_differences
 from retrain.analysis.power import fewest_seeds, needed_seeds
+from retrain.analysis.words import Unit
 from retrain.types import FloatArray
 
-Kind = Literal["better", "worse", "equivalent", "undecided"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """How a value is written."""
-
-    scale: float = 100.0
-    """What a value is multiplied by: 100 turns a share into points."""
-    name: str = "points"
-    digits: int = 1
-
-    def signed(self, value: float) -> str:
-        # Adding 0 turns -0.0 into 0.0, whose sign says nothing.
-        return f"{round(self.scale * value, self.digits) + 0.0:+.{self.digits}f}"
-
-    def size(self, value: float) -> str:
-        return f"{self.scale * value:.6g} {self.name}".rstrip()
+Kind = Literal["better", "worse", "equivalent", "undecided", "dropped"]
 
 
 POINTS = Unit()
@@ -137,16 +124,19 @@ def judge(
     pairs: Sequence[tuple[int, int]] | None = None,
     unit: Unit = POINTS,
     seed: int = 0,
+    dropped_K: Sequence[Dropped | None] | None = None,
 ) -> list[Judgement]:
     """Every planned contrast of a campaign, corrected together; S seeds by C conditions.
 
     `pairs` are (treatment, baseline) columns; without them each condition is compared with the
     first. Intervals have the confidence 1 - alpha and are those of each contrast by itself. NaN is
-    a missing run; `paired.intention_to_treat` puts a floor where a run diverged.
+    a missing run; `paired.intention_to_treat` puts a floor where a run diverged. `dropped_K` has,
+    for each pair, how it was stopped for futility, or None: such a contrast counts among the
+    planned ones with p = 1, for "better" and for "equivalent".
 
     The method is "maxT" where all contrasts rest on the same seeds, "Holm" where they do not, and
-    "none" for a single contrast. Fewer than two conditions, or pairs outside the columns, raise
-    ValueError.
+    "none" for a single contrast. Fewer than two conditions, pairs outside the columns, or a
+    `dropped_K` of another length raise ValueError.
     """
     values = np.asarray(values_SC, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] < 2:
@@ -162,19 +152,27 @@ def judge(
         return []
     treatments, baselines = (np.asarray(side) for side in zip(*chosen, strict=True))
     differences_SK = paired_differences(values[:, treatments], values[:, baselines])
-    p_K, by_max_t = correct_planned(differences_SK, seed)
+    stopped = [None] * len(chosen) if dropped_K is None else list(dropped_K)
+    if len(stopped) != len(chosen):
+        raise ValueError(f"{len(stopped)} entries of dropped_K for {len(chosen)} contrasts")
+    given_up_K = np.asarray([stop is not None for stop in stopped])
+    p_K, by_max_t = correct_planned(differences_SK, seed, dropped_K=given_up_K)
     method: Method = "none" if len(chosen) == 1 else "maxT" if by_max_t else "Holm"
     same_K: FloatArray = np.full(len(chosen), np.nan)
     if margin is not None:
-        same_K = holm(equivalence_p(differences_SK.T, margin))
+        same_K = holm(np.where(given_up_K, 1.0, equivalence_p(differences_SK.T, margin)))
     judgements = []
     for k, (treatment, baseline) in enumerate(chosen):
         paired = compare_pairs(values[:, treatment], values[:, baseline], 1 - alpha)
         p = None if np.isnan(p_K[k]) else float(p_K[k])
         same = None if np.isnan(same_K[k]) else float(same_K[k])
-        verdict = decide(
-            paired, margin, alpha, p=p, p_equivalence=same, contrasts=len(chosen), unit=unit
-        )
+        if (stop := stopped[k]) is not None:
+            text = f"stopped for futility at step {stop.step} ({stop.numbers(unit)})"
+            verdict = Verdict("dropped", text)
+        else:
+            verdict = decide(
+                paired, margin, alpha, p=p, p_equivalence=same, contrasts=len(chosen), unit=unit
+            )
         judgements.append(Judgement(treatment, baseline, paired, p, method, same, verdict))
     return judgements
 
@@ -214,7 +212,7 @@ def _notes(paired: Paired, alpha: float, contrasts: int) -> tuple[str, ...]:
     contrast = paired.contrast
     if paired.smallest_p > alpha and contrast.n:
         notes.append(
-            f"{_many(contrast.n - paired.ties, 'seed')} that differ cannot give a p value below "
+            f"{_differing(contrast.n - paired.ties)} cannot give a p value below "
             f"{paired.smallest_p:g}; {fewest_seeds(alpha, contrasts)} can reach {alpha:g}"
         )
     if 2 <= contrast.n <= 3:
@@ -224,6 +222,10 @@ def _notes(paired: Paired, alpha: float, contrasts: int) -> tuple[str, ...]:
     if contrast.dropped:
         notes.append(f"{_many(contrast.dropped, 'seed')} left out: a run is missing")
     return tuple(notes)
+
+
+def _differing(seeds: int) -> str:
+    return "1 seed that differs" if seeds == 1 else f"{seeds} seeds that differ"
 
 
 def _p_text(p: float) -> str:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How values and differences of them are written."""
+
+    scale: float = 100.0
+    """What a value is multiplied by: 100 turns a share into points."""
+    name: str = "points"
+    digits: int = 1
+
+    def plain(self, value: float | None, missing: str = "-") -> str:
+        return missing if value is None else f"{self.scale * value:.{self.digits}f}"
+
+    def signed(self, value: float) -> str:
+        # Adding 0 turns -0.0 into 0.0, whose sign says nothing.
+        return f"{round(self.scale * value, self.digits) + 0.0:+.{self.digits}f}"
+
+    def size(self, value: float) -> str:
+        return f"{self.scale * value:.6g} {self.name}".rstrip()
 
 
 def duration(seconds: float) -> str:

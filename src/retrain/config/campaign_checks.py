@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 
 from retrain.config.conditions import Condition
+from retrain.config.evidence import ReportConfig, contrast_labels
 from retrain.config.findings import Finding, idle, no_device
+from retrain.config.messages import did_you_mean, show
 from retrain.config.schema import CampaignConfig, RetrainConfig
+from retrain.config.stopping_checks import check_order, check_stopping
 
 
 def check_campaign(
@@ -28,6 +31,8 @@ def check_campaign(
         reason = "every condition sets its advantage_mode and transform_mode"
         yield idle("algorithm.algorithm_mode", reason)
     yield from _devices(campaign)
+    yield from check_order(campaign, conditions)
+    yield from check_stopping(config, conditions)
     if not campaign.parallel:
         for key in ("max_workers", "stagger_seconds", "devices"):
             if f"campaign.{key}" in written and getattr(campaign, key):
@@ -44,6 +49,75 @@ def check_campaign(
     if len(campaign.seeds) == 1 and len(conditions) > 1:
         message = "one seed gives no interval: a difference between conditions may be chance"
         yield Finding("campaign.seeds", message, is_error=False)
+
+
+def check_report(
+    config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
+) -> Iterator[Finding]:
+    """`[report]`, which must name what there is."""
+    report = config.report
+    if config.campaign is None:
+        for key in sorted(key for key in written if key.startswith("report.")):
+            yield idle(key, "a single run is compared with nothing; it is for a [campaign]")
+        return
+    labels = [condition.label for condition in conditions]
+    for key, message in label_problems(report, labels):
+        yield Finding(f"report.{key}", message)
+    off = [c.label for c in conditions if not c.config.evaluation.num_problems]
+    blind = [c.label for c in conditions if not c.config.evaluation.greedy]
+    needs = report.metric.endswith("accuracy")
+    if needs and off:
+        message = f"{report.metric} needs held-out evaluations, and num_problems = 0 turns them off"
+        yield Finding("report.metric", message, ("evaluation.num_problems",))
+    elif report.metric == "greedy_accuracy" and blind:
+        message = f"greedy_accuracy is not measured in {blind[0]}; set [evaluation] greedy = true"
+        yield Finding("report.metric", message, ("evaluation.greedy",))
+    if off and len(off) < len(conditions) and report.metric == "auto":
+        message = f"{off[0]} has no held-out evaluation to be compared by; write metric = "
+        yield Finding("report.metric", message + '"reward"', ("evaluation.num_problems",))
+    if (needs or (report.metric == "auto" and not off)) and not off:
+        yield from _evaluations(config, conditions)
+
+
+def label_problems(report: ReportConfig, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, message) for each condition that `[report]` names and that is not there."""
+    if report.baseline and report.baseline not in labels:
+        yield "baseline", _no_label(report.baseline, labels)
+    seen = set()
+    for contrast in report.contrasts:
+        try:
+            pair = contrast_labels(contrast)
+        except ValueError as error:
+            yield "contrasts", f"{show(contrast)} {error}"
+            continue
+        for label in pair:
+            if label not in labels:
+                yield "contrasts", _no_label(label, labels)
+        if frozenset(pair) in seen:
+            yield "contrasts", f"{show(contrast)} is there twice"
+        seen.add(frozenset(pair))
+
+
+def _evaluations(config: RetrainConfig, conditions: Sequence[Condition]) -> Iterator[Finding]:
+    """Whether every run is evaluated as often as `[report]` needs."""
+    report = config.report
+    for condition in conditions:
+        evaluation, steps = condition.config.evaluation, condition.config.training.max_steps
+        after = -(-steps // evaluation.every) if evaluation.every else 1
+        count = after + int(evaluation.before_training)
+        if report.summary != "final" and count < 2:
+            message = f"a curve needs 2 evaluations, and a run has {count}; set [evaluation] every"
+            yield Finding("report.summary", message, ("evaluation.every",))
+            return
+        if report.summary == "final" and report.window > count:
+            message = f"{report.window} is more than the {count} evaluations of a run"
+            yield Finding("report.window", message, ("evaluation.every",))
+            return
+
+
+def _no_label(label: str, labels: Sequence[str]) -> str:
+    hint = did_you_mean(label, labels) or f"; the conditions are {', '.join(labels)}"
+    return f"no condition {show(label)}{hint}"
 
 
 def _devices(campaign: CampaignConfig) -> Iterator[Finding]:

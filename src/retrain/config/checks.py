@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
-from retrain.config.campaign_checks import check_campaign, check_squeeze
+from retrain.config.backend_checks import check_backend
+from retrain.config.campaign_checks import check_campaign, check_report, check_squeeze
 from retrain.config.conditions import Condition
 from retrain.config.data_checks import check_data
-from retrain.config.findings import Finding, idle, no_device, written_key
+from retrain.config.findings import Finding, idle, written_key
 from retrain.config.messages import near, show
 from retrain.config.reward_checks import check_reward
 from retrain.config.schema import RetrainConfig, RunConfig
@@ -69,6 +70,7 @@ def check(
             where = ", ".join(holder.label for holder in holders)
             findings.append(replace(finding, message=f"{finding.message} (in {where})"))
     findings += check_campaign(config, conditions, written)
+    findings += check_report(config, conditions, written)
     findings += check_squeeze(config, conditions)
     bare = {re.sub(r"^campaign\.conditions\[\d+\]\.", "", key) for key in tainted}
     return [f for f in findings if not {f.key, *f.also} & (bare | tainted)]
@@ -87,6 +89,7 @@ def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     yield from check_data(run, written)
     yield from check_reward(run, written)
     yield from _evaluation(run, written)
+    yield from check_backend(run, written)
     yield from _places(run, written)
     yield from check_tracking(run, written)
 
@@ -243,8 +246,6 @@ def _evaluation(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
 
 
 def _places(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
-    if problem := no_device(run.backend.device):
-        yield Finding("backend.device", problem)
     if run.model.model == "embedded" and run.model.revision:
         reason = "the embedded model has no revisions"
         yield idle("model.revision", reason, "model.model", is_error=True)

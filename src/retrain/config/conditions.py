@@ -12,8 +12,8 @@ from retrain.config.schema import (
     ConditionConfig,
     RetrainConfig,
     RunConfig,
-    Table,
 )
+from retrain.config.table import Table
 from retrain.config.validation import validate
 from retrain.errors import ConfigIssue
 

@@ -15,12 +15,10 @@ from rich.text import Text
 
 from retrain.analysis.words import duration, plural
 from retrain.config.explain_memory import memory_rows
-from retrain.config.load import LoadedConfig
+from retrain.config.explain_order import order, order_rows
+from retrain.config.load import EMBEDDED, LoadedConfig, tables_of
 from retrain.config.messages import show
-from retrain.config.schema import RetrainConfig
-from retrain.config.schema import Table as ConfigTable
 
-SIGNIFICANT = 0.05
 MOST_SEED_COLUMNS = 10
 
 
@@ -30,6 +28,7 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         return _squeeze(loaded, warnings)
     configs = [loaded.run_config(condition, loaded.seeds[0]) for condition in loaded.conditions]
     steps = [config.training.max_steps for config in configs]
+    design = _design(loaded)
     return {
         "config": str(loaded.path) if loaded.path else None,
         "kind": "campaign" if loaded.is_campaign else "run",
@@ -58,8 +57,10 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         "step": _step(loaded),
         "backend": _backend(loaded),
         "memory": _memory(loaded),
+        "order": order(loaded),
         "capacity": _capacity(loaded),
-        "notes": list(_notes(loaded)),
+        "design": design,
+        "notes": list(_notes(loaded, design)),
         "warnings": list(warnings),
     }
 
@@ -67,17 +68,14 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
 def _values(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
     """table -> key -> value, its source, and the conditions that change it."""
     values: dict[str, dict[str, Any]] = {}
-    for name in RetrainConfig.model_fields:
-        table = getattr(loaded.config, name)
-        if not isinstance(table, ConfigTable):
-            continue
+    for name, table in tables_of(loaded.config):
         values[name] = {
             key: {
                 "value": value,
                 "source": loaded.sources[f"{name}.{key}"],
                 "conditions": _changers(loaded, f"{name}.{key}"),
             }
-            for key, value in table.model_dump(exclude={"conditions"}).items()
+            for key, value in table.model_dump(exclude={"conditions", "stopping"}).items()
         }
     if loaded.is_campaign:
         values["training"]["seed"] = {
@@ -116,11 +114,12 @@ def _backend(loaded: LoadedConfig) -> dict[str, Any]:
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     model = inspect(config.model, loaded.base_dir)
     capabilities = asdict(BACKENDS[config.backend.backend])
+    local = config.backend.backend == "local"
     return {
         "backend": config.backend.backend,
-        "device": config.backend.device,
+        "device": config.backend.device if local else config.model.base_url or "the service",
         "model": config.model.model,
-        "context": model.context,
+        "context": model.context if local or config.model.model == EMBEDDED else None,
         "downloaded": model.path is not None,
         **capabilities,
         "losses": sorted(capabilities["losses"]),
@@ -136,15 +135,13 @@ def _memory(loaded: LoadedConfig) -> dict[str, Any] | None:
 
 def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
     from retrain.analysis import capacity
+    from retrain.experiments.plan import first_runs, plan_runs
     from retrain.experiments.workers import plan_workers
 
-    configs = [
-        loaded.run_config(condition, seed)
-        for condition in loaded.conditions
-        for seed in loaded.seeds
-    ]
-    total = sum(capacity.total_campaign_steps(1, 1, run.training.max_steps) for run in configs)
     campaign = loaded.config.campaign
+    now = first_runs(plan_runs(loaded), campaign.max_runs if campaign else 0)
+    configs = [run.config for run in now]
+    total = sum(capacity.total_campaign_steps(1, 1, run.training.max_steps) for run in configs)
     parallelism = 1
     note = ""
     if campaign is not None:
@@ -172,13 +169,32 @@ def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
     }
 
 
-def _notes(loaded: LoadedConfig) -> Iterator[str]:
-    count = len(loaded.seeds)
-    smallest = min(1.0, 2.0 / 2**count)
-    if len(loaded.conditions) > 1 and smallest > SIGNIFICANT:
+def _design(loaded: LoadedConfig) -> dict[str, Any] | None:
+    """What the campaign can show; None where nothing is compared."""
+    if not loaded.is_campaign or len(loaded.conditions) < 2:
+        return None
+    from retrain.analysis.design import design
+    from retrain.experiments.manifest import report_settings
+
+    run = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    settings = report_settings(loaded)
+    found = design(
+        settings,
+        len(loaded.conditions),
+        len(loaded.seeds),
+        log_dir=Path(run.logging.log_dir),
+        config=run.model_dump(mode="json"),
+    )
+    return {"report": settings, **asdict(found), "detectable": found.detectable}
+
+
+def _notes(loaded: LoadedConfig, design: dict[str, Any] | None) -> Iterator[str]:
+    if design is not None and design["effect"] is None:
         yield (
-            f"with {plural(count, 'seed')} the smallest possible sign-flip p value is "
-            f"{smallest:g}; 6 seeds are the fewest that can reach {SIGNIFICANT}"
+            f"no result of this campaign can be significant: with "
+            f"{plural(len(loaded.seeds), 'seed')} the smallest possible sign-flip p value is "
+            f"{design['smallest_p']:g}; {design['fewest_seeds']} seeds are the fewest that can "
+            f"reach {design['alpha']:g}"
         )
     yield from _downloads(loaded)
     model = loaded.config.model.model
@@ -309,13 +325,16 @@ def _runs_view(explanation: dict[str, Any]) -> RenderableType:
 
 def _summary_view(explanation: dict[str, Any]) -> RenderableType:
     step, backend, capacity = (explanation[key] for key in ("step", "backend", "capacity"))
+    runs = explanation["runs"]
     view = _columns("", "")
     view.add_row(
         "total",
         f"{plural(len(explanation['conditions']), 'condition')} x "
-        f"{plural(len(explanation['seeds']), 'seed')} = {plural(capacity['total_runs'], 'run')}, "
-        f"{plural(capacity['total_campaign_steps'], 'step')}",
+        f"{plural(len(explanation['seeds']), 'seed')} = {plural(len(runs), 'run')}, "
+        f"{plural(sum(run['max_steps'] for run in runs), 'step')}",
     )
+    for heading, text in order_rows(explanation):
+        view.add_row(heading, text)
     view.add_row(
         "a step",
         f"{plural(step['problems'], 'problem')}, {step['completions']:,} completions of at most "
@@ -323,7 +342,7 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
         f"{plural(step['updates'], 'optimizer step')}",
     )
     context = backend["context"]
-    size = f"{context:,} tokens of context" if context else "context known after the download"
+    size = f"{context:,} tokens of context" if context else "context not known yet"
     view.add_row("model", Text(f"{backend['model']}, {size}"))
     can = [f"losses {', '.join(backend['losses'])}"]
     cannot: list[str] = []
@@ -331,6 +350,8 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
         ("exact_resume", "exact resume"),
         ("token_entropies", "token entropies"),
         ("kl_to_base", "KL to the base model"),
+        ("tempered_loss", "other temperatures and top_p in training"),
+        ("dual_clip", "dual clip"),
     ):
         (can if backend[key] else cannot).append(words)
     view.add_row("backend", f"{backend['backend']} on {backend['device']}")
@@ -341,7 +362,47 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
         view.add_row(heading, text)
     view.add_row("at a time", capacity["parallelism_note"] or at_a_time)
     view.add_row("time", _time_words(capacity))
+    if (design := explanation["design"]) is not None:
+        view.add_row("compares", Text(_comparison_words(design)))
+        view.add_row("can show", _detectable_words(design))
     return Group(Text(), _heading("summary"), Padding(view, (0, 0, 0, 2)))
+
+
+def _comparison_words(design: dict[str, Any]) -> str:
+    from retrain.analysis.settings import ReportSettings
+
+    report = design["report"]
+    settings = ReportSettings.of({"report": report})
+    assert settings is not None
+    pairs = [f"{a} vs {b}" for a, b in report["contrasts"]]
+    which = ", ".join(pairs) or f"each condition with {report['baseline']}"
+    return (
+        f"{settings.words}; {which}; margin {settings.unit.size(settings.margin)}, alpha "
+        f"{100 * settings.alpha:g} %"
+    )
+
+
+def _detectable_words(design: dict[str, Any]) -> str:
+    """`differences of 3.2 points or more, with 80 % power (…)`."""
+    if design["effect"] is None:
+        return "nothing significant (see below)"
+    if design["detectable"] is None:
+        return (
+            f"differences of {design['effect']:.2g} standard deviations of the paired differences "
+            "or more, with 80 % power"
+        )
+    spread = f"{100 * design['spread']:.2g} points"
+    if design["spread_from"]:
+        reason = f"seeds made differences vary by {spread} (sd) in {design['spread_from']}"
+    else:
+        reason = (
+            f"taking {spread} (sd) for the spread of paired differences, which is what the number "
+            "of held-out answers alone gives; an earlier campaign like this one would tell more"
+        )
+    return (
+        f"differences of about {100 * design['detectable']:.2g} points or more, with 80 % power; "
+        + reason
+    )
 
 
 def _time_words(capacity: dict[str, Any]) -> str:

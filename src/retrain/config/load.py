@@ -6,7 +6,7 @@ is checked by `retrain.preflight`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 from retrain.config import checks, overrides
 from retrain.config.conditions import Condition, clashes, resolve, single
 from retrain.config.files import DEFAULT_FILE, read_toml
+from retrain.config.messages import NESTED
 from retrain.config.overrides import Override, parse_set
-from retrain.config.schema import RetrainConfig, RewardKeys, RunConfig, Table
+from retrain.config.schema import RetrainConfig, RewardKeys, RunConfig
+from retrain.config.table import Table
 from retrain.config.validation import validate
 from retrain.errors import ConfigError, ConfigIssue
 
@@ -238,21 +240,32 @@ def _settle_steps(
 
 def _keys(values: Mapping[str, Any]) -> list[str]:
     """`table.key` of everything that is written."""
-    return [
-        f"{table}.{key}"
-        for table, keys in values.items()
-        if isinstance(keys, Mapping)
-        for key in keys
-    ]
+    found: list[str] = []
+    for table, keys in values.items():
+        for key, value in keys.items() if isinstance(keys, Mapping) else ():
+            place = f"{table}.{key}"
+            found.append(place)
+            if place in NESTED and isinstance(value, Mapping):
+                found += [f"{place}.{inner}" for inner in value]
+    return found
+
+
+def tables_of(config: RetrainConfig) -> Iterator[tuple[str, Table]]:
+    """Each table that the config has, by its name; nested ones after those they are in."""
+    for name in type(config).model_fields:
+        table = getattr(config, name)
+        if not isinstance(table, Table):
+            continue
+        yield name, table
+        for place in NESTED:
+            outer, _, key = place.partition(".")
+            if outer == name and (inner := getattr(table, key)) is not None:
+                yield place, inner
 
 
 def _all_keys(config: RetrainConfig) -> list[str]:
-    tables = {name: getattr(config, name) for name in RetrainConfig.model_fields}
     return [
-        f"{name}.{key}"
-        for name, table in tables.items()
-        if isinstance(table, Table)
-        for key in type(table).model_fields
+        f"{name}.{key}" for name, table in tables_of(config) for key in type(table).model_fields
     ]
 
 
@@ -272,11 +285,16 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
         }
     )
     model: dict[str, str] = {}
-    if is_folder_name(run.model.model, base_dir):
-        model["model"] = _from(base_dir, run.model.model)
-    if run.model.init_adapter:
-        model["init_adapter"] = _from(base_dir, run.model.init_adapter)
+    # A service has names of its own for models and adapters.
+    if run.backend.backend == "local":
+        if is_folder_name(run.model.model, base_dir):
+            model["model"] = _from(base_dir, run.model.model)
+        if run.model.init_adapter and "://" not in run.model.init_adapter:
+            model["init_adapter"] = _from(base_dir, run.model.init_adapter)
     update["model"] = run.model.model_copy(update=model)
+    if run.backend.throttle_dir:
+        throttle_dir = _from(Path.cwd(), run.backend.throttle_dir)
+        update["backend"] = run.backend.model_copy(update={"throttle_dir": throttle_dir})
     log_dir = _from(Path.cwd(), run.logging.log_dir)
     update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
     components = [_absolute_cache(component) for component in run.reward.components]

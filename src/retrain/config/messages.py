@@ -20,8 +20,9 @@ from retrain.config.schema import (
     RetrainConfig,
     RewardComponentConfig,
     SqueezeConfig,
-    Table,
 )
+from retrain.config.stopping import StoppingConfig
+from retrain.config.table import Table
 
 TABLES: dict[str, type[Table]] = {
     name: type(table)
@@ -34,6 +35,9 @@ LISTED: dict[str, type[Table]] = {
     "reward.components": RewardComponentConfig,
 }
 """Tables that may stand many times, with two brackets."""
+
+NESTED: dict[str, type[Table]] = {"campaign.stopping": StoppingConfig}
+"""Tables inside others; without them what they set up is off."""
 
 _TABLE_SYNONYMS = {
     "optimizer": "training",
@@ -50,6 +54,8 @@ _TABLE_SYNONYMS = {
     "advantage": "algorithm",
     "conditions": "campaign.conditions",
     "components": "reward.components",
+    "stopping": "campaign.stopping",
+    "early_stopping": "campaign.stopping",
 }
 
 _KEY_SYNONYMS = {
@@ -84,7 +90,7 @@ _KEY_SYNONYMS = {
 
 @cache
 def _table_schema(table: str) -> dict[str, Any]:
-    return (LISTED.get(table) or TABLES[table]).model_json_schema()
+    return (LISTED.get(table) or NESTED.get(table) or TABLES[table]).model_json_schema()
 
 
 def key_schema(table: str, key: str) -> dict[str, Any]:
@@ -126,6 +132,8 @@ def describe(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         options = [option for option in schema["anyOf"] if option.get("type") != "null"]
         return ", or ".join(describe(option) for option in options)
+    if "$ref" in schema:
+        return "a table"
     if "const" in schema:
         return show(schema["const"])
     if "enum" in schema:
@@ -243,9 +251,10 @@ def _conversion(value: object, types: set[str]) -> str:
 
 def unknown_key(table: str, key: str) -> str:
     """The message for a key that `[table]` does not have."""
-    known = TABLES[table].model_fields
+    tables = TABLES | NESTED
+    known = tables[table].model_fields
     synonym = _KEY_SYNONYMS.get(key, "")
-    homes = [name for name, model in TABLES.items() if key in model.model_fields]
+    homes = [name for name, model in tables.items() if key in model.model_fields]
     if synonym in known:
         return f"unknown key in [{table}]; did you mean {synonym}?"
     own = near(key, known)
@@ -258,7 +267,7 @@ def unknown_key(table: str, key: str) -> str:
         return f"unknown key in [{table}]; conditions are written as [[campaign.conditions]]"
     elsewhere = [
         f"[{name}] {match}"
-        for name, model in TABLES.items()
+        for name, model in tables.items()
         for match in [*near(key, model.model_fields), *({synonym} & set(model.model_fields))]
     ]
     if elsewhere:
@@ -277,9 +286,10 @@ def unknown_top_level(name: str, value: object) -> str:
         if matches:
             return f"unknown table; did you mean [{matches[0]}]?"
         return f"unknown table; the tables are {', '.join(f'[{table}]' for table in TABLES)}"
-    key = name if any(name in model.model_fields for model in TABLES.values()) else None
+    tables = TABLES | NESTED
+    key = name if any(name in model.model_fields for model in tables.values()) else None
     key = key or _KEY_SYNONYMS.get(name, name)
-    homes = [table for table, model in TABLES.items() if key in model.model_fields]
+    homes = [table for table, model in tables.items() if key in model.model_fields]
     if homes:
         places = " or ".join(f"[{table}]" for table in homes)
         rename = "" if key == name else f" as {key}"
@@ -333,12 +343,30 @@ def issue_at(location: Sequence[str | int], kind: str, value: object) -> tuple[s
         return bare(table), unknown_top_level(table, value)
     if not rest:
         return table, f"{show(value)} is no table; write [{table}] with its keys below"
-    if ".".join(map(str, location[:2])) in LISTED:
+    inner = ".".join(map(str, location[:2]))
+    if inner in LISTED:
         return _listed_issue(location, kind, value)
+    if inner in NESTED:
+        return _nested_issue(inner, list(location[2:]), kind, value)
     key = str(rest[0])
     if kind == "extra_forbidden" and len(rest) == 1:
         return f"{table}.{bare(key)}", unknown_key(table, key)
     return f"{table}.{key}", explain_value(value, key_schema(table, key))
+
+
+def _nested_issue(
+    table: str, rest: Sequence[str | int], kind: str, value: object
+) -> tuple[str, str]:
+    """The same inside `[campaign.stopping]`."""
+    if not rest:
+        return table, f"{show(value)} is no table; write [{table}] with its keys below"
+    key = str(rest[0])
+    if kind == "extra_forbidden":
+        return f"{table}.{bare(key)}", unknown_key(table, key)
+    schema = key_schema(table, key)
+    if kind == "missing":
+        return f"{table}.{key}", f"is missing; {describe(schema)} is wanted"
+    return f"{table}.{key}", explain_value(value, schema)
 
 
 def _listed_issue(location: Sequence[str | int], kind: str, value: object) -> tuple[str, str]:

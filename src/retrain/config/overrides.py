@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from retrain.config.messages import TABLES, bare
-from retrain.config.schema import Table
+from retrain.config.messages import NESTED, TABLES, bare
+from retrain.config.table import Table
 from retrain.errors import ConfigIssue, InputError
 
 
@@ -36,7 +36,15 @@ class Override:
 
 def place(table: str, key: str) -> str:
     """Where a message says that an override belongs: `table.key`, as TOML writes names."""
-    return f"{bare(table)}.{bare(key.partition('.')[0])}"
+    table, key = _innermost(table, key)
+    outer = ".".join(bare(part) for part in table.split("."))
+    return f"{outer}.{bare(key.partition('.')[0])}"
+
+
+def _innermost(table: str, key: str) -> tuple[str, str]:
+    """`campaign`, `stopping.margin` -> `campaign.stopping`, `margin`."""
+    first, dot, rest = key.partition(".")
+    return (f"{table}.{first}", rest) if dot and f"{table}.{first}" in NESTED else (table, key)
 
 
 def parse_set(text: str) -> Override:
@@ -55,7 +63,9 @@ def typed(table: str, key: str, text: str) -> Any:
         candidates.insert(0, text.lower() == "true")
     if "," in text:
         candidates.append([part.strip() for part in text.strip("[]").split(",")])
-    field = TABLES[table].model_fields.get(key) if table in TABLES else None
+    table, key = _innermost(table, key)
+    model = (TABLES | NESTED).get(table)
+    field = model.model_fields.get(key) if model else None
     if field is None:
         return candidates[0]
     annotation: Any = Annotated[field.annotation, field] if field.metadata else field.annotation

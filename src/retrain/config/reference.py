@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrain.config.messages import LISTED, TABLES, describe, key_schema, show
-from retrain.config.schema import RetrainConfig, Table
+from retrain.config.messages import LISTED, NESTED, TABLES, describe, key_schema, show
+from retrain.config.schema import RetrainConfig
+from retrain.config.table import Table
 
 DOCS = Path("docs")
 PAGE = DOCS / "configuration.md"
@@ -93,6 +94,11 @@ def page() -> str:
     for name, model in TABLES.items():
         parts.append(_table(f"[{name}]", name, model))
         parts += [
+            _table(f"[{nested}]", nested, below)
+            for nested, below in NESTED.items()
+            if nested.partition(".")[0] == name
+        ]
+        parts += [
             _table(f"[[{listed}]]", listed, below)
             for listed, below in LISTED.items()
             if listed.partition(".")[0] == name
@@ -108,7 +114,7 @@ def _table(heading: str, name: str, model: type[Table]) -> str:
     lines = [f"## `{heading}`", "", "\n".join([text, rest]).strip(), ""]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "type"):
-        if f"{name}.{key}" in LISTED:
+        if f"{name}.{key}" in LISTED | NESTED:
             continue
         default = "" if field.is_required() else field.get_default(call_default_factory=True)
         shown = "" if default is None or field.is_required() else f"`{show(default)}`"

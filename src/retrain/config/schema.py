@@ -10,7 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
+
+from retrain.config.evidence import ReportConfig
+from retrain.config.stopping import StoppingConfig
+from retrain.config.table import (
+    AdvantageMode,
+    Count,
+    Fraction,
+    Names,
+    PositiveInt,
+    Seed,
+    Table,
+)
 
 STANDARD_SEEDS = (42, 101, 202, 303, 404, 505, 606, 707)
 
@@ -22,32 +34,13 @@ STANDARD_CONDITIONS = (
     ("maxrl", "gtpo_sepa"),
 )
 
-AdvantageMode = Annotated[str, Field(min_length=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-
-
-class Table(BaseModel):
-    """A TOML table: unknown keys, wrong types and non-finite numbers are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_default=False,
-    )
-
 
 class ModelConfig(Table):
     """`[model]`: the base model and the LoRA adapter that is trained on it."""
 
     model: Annotated[str, Field(min_length=1)] = "embedded"
-    """`"embedded"` for the tiny model that ships with retrain, a local folder, or a hub id."""
+    """`"embedded"` for the tiny model that ships with retrain, a local folder, or a hub id; for
+    `tinker` the service's name of a model."""
     revision: str = ""
     """Branch, tag or commit of a hub model; empty takes the default branch."""
     lora_rank: PositiveInt = 32
@@ -59,6 +52,9 @@ class ModelConfig(Table):
     as `["q_proj", "v_proj"]`."""
     local_files_only: bool = False
     """Take a hub model only from what is on this machine already; never ask the network."""
+    base_url: str = ""
+    """For `tinker`: address of the service; empty takes the variable `TINKER_BASE_URL`, else the
+    service's own. The key comes from the variable `TINKER_API_KEY` alone."""
     chat_template_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the model's chat template, e.g. `{ enable_thinking = false }`."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
@@ -69,7 +65,8 @@ class ModelConfig(Table):
     and its optimizer are always float32."""
     init_adapter: str = ""
     """Folder of a trained adapter (another run's `final/` or one of its checkpoints) to start
-    from at step 0, with a fresh optimizer. To go on with a run itself, resume it."""
+    from at step 0, with a fresh optimizer; for `tinker`, weights of the service, `tinker://…`. To
+    go on with a run itself, resume it."""
 
     @property
     def alpha(self) -> float:
@@ -336,12 +333,18 @@ class EvaluationConfig(Table):
 class BackendConfig(Table):
     """`[backend]`: where the policy lives."""
 
-    backend: Literal["local"] = "local"
-    """`local`: torch on this machine."""
+    backend: Literal["local", "tinker"] = "local"
+    """`local`: torch on this machine. `tinker`: the Tinker service, see `docs/tinker.md`."""
     device: str = "auto"
     """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`."""
     threads: Count = 0
     """CPU threads a worker; 0 takes one (several workers on a small machine are then fastest)."""
+    max_concurrent: PositiveInt = 4
+    """For `tinker`: calls to the service at the same time, over all that share `throttle_dir`."""
+    throttle_dir: str = ""
+    """For `tinker`: folder through which processes share the calls. A campaign's runs take
+    `tinker_throttle` in its folder; empty for a single run, which then makes as many as it has
+    completions."""
 
 
 class LoggingConfig(Table):
@@ -443,6 +446,14 @@ class CampaignConfig(Table):
     worker_timeout: Annotated[float, Field(ge=0.0)] = 1800.0
     """Seconds without a finished step after which a worker is taken as hung and killed; 0 waits
     for ever. The model is loaded, and an evaluation takes place, within it as well."""
+    max_runs: Count = 0
+    """Train only so many runs for now, in whole seeds, so that every condition has the same ones; 0
+    trains all. `retrain resume FOLDER --set campaign.max_runs=0` trains the rest."""
+    seeds_first: bool = True
+    """All conditions under one seed before the next seed, so that at any time they have nearly the
+    same seeds. `false`: all seeds of one condition before the next condition."""
+    stopping: StoppingConfig | None = None
+    """When to stop conditions that cannot win; see `[campaign.stopping]`."""
     conditions: list[ConditionConfig] = Field(default_factory=list)
     """The conditions; none given takes the five standard ones."""
 
@@ -460,8 +471,9 @@ class SqueezeConfig(Table):
     """
 
     adapter_path: str = ""
-    """The adapter (PEFT format): a folder, a safetensors file, or an archive of one. Not for a
-    campaign, which takes the first run that succeeds."""
+    """The adapter (PEFT format): a folder, a safetensors file, or an archive of one; or weights of
+    the Tinker service, `tinker://…`, which are downloaded. Not for a campaign, which takes the
+    first run that succeeds."""
     adapter_name: str = ""
     """Which one, when the file or folder holds several."""
     min_variance_retention: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
@@ -531,8 +543,9 @@ else:
 
 
 class RetrainConfig(RunConfig):
-    """A whole TOML file: a run's tables, `[resume]`, and `[campaign]` when it is a campaign."""
+    """A whole TOML file: a run's tables, `[resume]`, `[report]` and `[campaign]` for a campaign."""
 
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
     squeeze: SqueezeConfig | None = None
+    report: ReportConfig = Field(default_factory=ReportConfig)
     campaign: CampaignConfig | None = None

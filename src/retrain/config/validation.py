@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from retrain.config.messages import LISTED, issue_at
+from retrain.config.messages import LISTED, NESTED, issue_at
 from retrain.config.schema import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -52,8 +52,10 @@ def _split(place: str) -> tuple[str, str]:
 
 def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """The part of pydantic's location that names a key, without items and union alternatives."""
-    listed = ".".join(map(str, location[:2])) in LISTED and len(location) > 2
-    return location[:4] if listed else location[:2]
+    table = ".".join(map(str, location[:2]))
+    if table in NESTED:
+        return location[:3]
+    return location[:4] if table in LISTED and len(location) > 2 else location[:2]
 
 
 def _look_up(values: Any, location: tuple[str | int, ...]) -> Any:
@@ -66,6 +68,9 @@ def _look_up(values: Any, location: tuple[str | int, ...]) -> Any:
 
 
 def _take_out(values: Any, location: tuple[str | int, ...]) -> None:
+    if ".".join(map(str, location[:2])) in NESTED:
+        # Whole: a key that it cannot be without may be the wrong one.
+        location = location[:2]
     *path, last = location
     holder = _look_up(values, tuple(path))
     component = location[:2] == ("reward", "components")

@@ -15,7 +15,7 @@ from retrain.errors import InputError
 from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.data import fetch_data
 from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest
-from retrain.experiments.plan import PlannedRun, plan_runs, rerun_script
+from retrain.experiments.plan import PlannedRun, first_runs, plan_runs, rerun_script
 from retrain.experiments.session import MakeExecutor, train_campaign
 from retrain.files import (
     RunRecord,
@@ -49,9 +49,11 @@ def run_campaign(
     runs = plan_runs(loaded)
     manifest = create_campaign(loaded, runs)
     with FolderLock(manifest.folder).acquire() as lock:
-        train_campaign(
-            manifest, runs, manifest.execution(), console=console, executor=executor, lock=lock
-        )
+        settings = manifest.execution()
+        now = first_runs(runs, settings.max_runs)
+        names = {run.name for run in now}
+        manifest.leave_out([run.name for run in runs if run.name not in names], settings.max_runs)
+        train_campaign(manifest, now, settings, console=console, executor=executor, lock=lock)
         return conclude(manifest, runs, console)
 
 

@@ -18,6 +18,7 @@ from retrain.config.load import EMBEDDED
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
+from retrain.experiments.stopping import saved_words
 from retrain.experiments.worker import describe
 from retrain.files import GENERATIONS_FILE, RUN_LOG_FILE
 
@@ -62,14 +63,15 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
     report: Path | None = None
     if result.failed or any(run.status == "done" for run in result.runs):
         try:
-            from retrain.analysis.report import closing_table, write_report
+            from retrain.analysis.closing import closing_table
+            from retrain.analysis.report import write_report
 
             console.print(closing_table(result.campaign_dir))
             if squeezed := read_squeeze(result.campaign_dir):
                 _say(console, f"\nLoRA squeeze of {manifest.data['squeeze']['run']}")
                 _say(console, squeeze_text(squeezed) + "\n")
             if result.status != "stopped":
-                report = write_report(result.campaign_dir)
+                report = write_report(result.campaign_dir).page
         except Exception as error:
             # The runs are done and safe: what cannot be drawn must not look like their failure.
             _say(console, f"the report could not be written: {describe(error)}", "yellow")
@@ -80,9 +82,13 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
             _say(console, f"  {run.name} {run.status}: {run.message}")
             _say(console, f"    log: {shown(run.log)}")
     if result.status == "stopped":
-        counts = [run.status for run in result.runs]
-        unfinished = counts.count("stopped") + counts.count("pending")
-        _say(console, f"stopped: {plural(unfinished, 'run')} of {len(counts)} not finished")
+        awaited = [run.status for run in result.runs if run.name not in manifest.left_out]
+        unfinished = awaited.count("stopped") + awaited.count("pending")
+        _say(console, f"stopped: {plural(unfinished, 'run')} of {len(result.runs)} not finished")
+    if saved := saved_words(manifest):
+        _say(console, saved)
+    if manifest.left_out:
+        _say(console, _left_out_words(manifest, len(result.runs)))
     _say(console, f"campaign: {folder}")
     if report is not None:
         _say(console, f"report:   {shown(report)}")
@@ -96,6 +102,12 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
     return result
 
 
+def _left_out_words(manifest: Manifest, runs: int) -> str:
+    """`12 of 40 runs left out: max_runs = 28`."""
+    max_runs = manifest.data["left_out"]["max_runs"]
+    return f"{len(manifest.left_out)} of {plural(runs, 'run')} left out: max_runs = {max_runs}"
+
+
 def _causes(manifest: Manifest) -> list[str]:
     """Why runs failed, in the order of the first of each."""
     runs = manifest.data["runs"]
@@ -106,6 +118,8 @@ def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]
     folder = shlex.quote(shown(result.campaign_dir))
     if result.status == "stopped" or INFRASTRUCTURE.intersection(_causes(manifest)):
         return f"retrain resume {folder}"
+    if manifest.left_out and result.status == "done":
+        return f"retrain resume {folder} --set campaign.max_runs=0"
     if result.failed:
         return f"less {shlex.quote(shown(result.failed[0].log))}"
     if result.status == "done" and runs[0].config.model.model == EMBEDDED:

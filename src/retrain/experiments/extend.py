@@ -9,7 +9,7 @@ from retrain.config.load import LoadedConfig
 from retrain.config.messages import show
 from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.experiments.campaign import write_plan
-from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest
+from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest, report_settings, stopping_rule
 from retrain.experiments.plan import PlannedRun, plan_runs, rerun_script
 from retrain.files import atomic_write_bytes, atomic_write_text
 
@@ -39,6 +39,8 @@ def extend_campaign(
     wanted = {run.name for run in planned}
     gone = [run for run in before.values() if run.name not in wanted]
     issues += _renamed(gone, new, loaded.name)
+    _refuse_other_settings(manifest, loaded)
+    _refuse_other_rule(manifest, loaded)
     if issues:
         unique = list(dict.fromkeys(issues))
         remedy = (
@@ -61,6 +63,42 @@ def extend_campaign(
     manifest.extend(loaded, new)
     atomic_write_text(folder / script, rerun_script(manifest.planned()), mode=0o755)
     return new
+
+
+def _refuse_other_settings(manifest: Manifest, loaded: LoadedConfig) -> None:
+    """Raises ConfigError when `[report]` is not what was recorded before the first run."""
+    before = manifest.data.get("report")
+    if not before:
+        return
+    now = report_settings(loaded)
+    if not loaded.config.report.baseline:
+        # A condition that was added above the others is no new baseline.
+        del now["baseline"]
+    issues = [
+        ConfigIssue(
+            f"report.{key}",
+            f"is {show(now[key])}, and {show(value)} was recorded before the first run; a campaign "
+            "keeps what it is judged by. To look at it otherwise: retrain report "
+            f"{manifest.folder} --{key} …, which is marked in the report",
+            file=loaded.name,
+        )
+        for key, value in before.items()
+        if key in now and now[key] != value
+    ]
+    if issues:
+        raise ConfigError(issues)
+
+
+def _refuse_other_rule(manifest: Manifest, loaded: LoadedConfig) -> None:
+    """Raises ConfigError when `[campaign.stopping]` is not what the campaign began with."""
+    before, now = manifest.data.get("stopping"), stopping_rule(loaded)
+    if before != now:
+        message = (
+            f"is {show(now) if now else 'not there'}, and the campaign began with "
+            f"{show(before) if before else 'none'}; when conditions are stopped is fixed before "
+            "the first run"
+        )
+        raise ConfigError([ConfigIssue("campaign.stopping", message, file=loaded.name)])
 
 
 def _changed(before: PlannedRun, now: PlannedRun, file: str) -> list[ConfigIssue]:

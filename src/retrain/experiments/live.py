@@ -16,6 +16,7 @@ from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
 from retrain.experiments.executors.executor import (
+    Cancelled,
     Event,
     Failed,
     Finished,
@@ -30,7 +31,7 @@ PLAIN_SHARE = 0.05
 
 SHOWN_FAILURES = 3
 
-State = Literal["waiting", "running", "done", "failed", "diverged", "stopped"]
+State = Literal["waiting", "running", "done", "failed", "diverged", "stopped", "dropped"]
 
 
 @dataclass
@@ -56,7 +57,8 @@ class RunProgress:
     @property
     def settled_steps(self) -> int:
         """Steps that need no more waiting for: all those of a run that ended by itself."""
-        return self.max_steps if self.state in {"done", "failed", "diverged"} else self.step
+        over = {"done", "failed", "diverged", "dropped"}
+        return self.max_steps if self.state in over else self.step
 
 
 class RunsView:
@@ -146,6 +148,8 @@ class RunsView:
             self.say(f"{self._count()} {run.name} failed: {event.message}", "red")
         elif isinstance(event, Interrupted) and event.started:
             self._end(run, "stopped")
+        elif isinstance(event, Cancelled):
+            self._end(run, "dropped")
 
     def _warn(self, run: RunProgress, message: str) -> None:
         """Each warning once: what is wrong with one run is often wrong with all of them."""
@@ -233,7 +237,9 @@ class RunsView:
 
     def _headline(self) -> Text:
         counts = [f"{len(self._of('done'))} of {plural(len(self._runs), 'run')} done"]
-        states: tuple[State, ...] = ("running", "waiting", "failed", "diverged", "stopped")
+        states: tuple[State, ...] = (
+            *("running", "waiting", "failed", "diverged", "stopped", "dropped"),
+        )
         counts += [f"{len(runs)} {state}" for state in states if (runs := self._of(state))]
         line = Text(f"{self._title}  ", style="bold", no_wrap=True, overflow="ellipsis")
         return line.append(", ".join(counts), style="not bold")

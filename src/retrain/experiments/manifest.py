@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from retrain import __version__
-from retrain.analysis.records import MANIFEST_FILE
+from retrain.analysis.records import MANIFEST_FILE, RUNS_FOLDER
 from retrain.analysis.squeezed import SQUEEZE_FOLDER
 from retrain.config.dump import read_run_config
+from retrain.config.evidence import recorded
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import CampaignConfig, SqueezeConfig
 from retrain.errors import InputError
@@ -21,6 +22,7 @@ SCHEMA = 1
 
 EXECUTION_KEYS = (
     *("parallel", "max_workers", "stagger_seconds", "devices", "max_retries", "worker_timeout"),
+    "max_runs",
 )
 """Keys of `[campaign]` that say how the runs are trained, and nothing about what comes out."""
 
@@ -54,6 +56,8 @@ class Manifest:
             **{key: getattr(campaign, key) for key in EXECUTION_KEYS},
             "workers": None,
             "overrides": _overrides(loaded),
+            "report": report_settings(loaded),
+            **({"stopping": rule, "dropped": []} if (rule := stopping_rule(loaded)) else {}),
             **_squeeze(loaded.config.squeeze),
             "runs": [_entry(run) for run in runs],
         }
@@ -78,6 +82,42 @@ class Manifest:
     def write(self) -> None:
         atomic_write_json(self.folder / MANIFEST_FILE, self.data)
 
+    def run_folder(self, name: str) -> Path:
+        return self.folder / RUNS_FOLDER / name
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The conditions that were stopped because they could not win, the first one first."""
+        return tuple(dict.fromkeys(entry["condition"] for entry in self.data.get("dropped", ())))
+
+    def drop(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Record that a condition is stopped, with the comparisons that decided it."""
+        self.data["dropped"] = [*self.data.get("dropped", ()), *map(dict, entries)]
+        self.write()
+
+    def set_saved(self, steps: Mapping[str, int], total: int) -> None:
+        """Record the steps that conditions were not trained for, of so many in the plan."""
+        told = set()
+        for entry in self.data["dropped"]:
+            label = entry["condition"]
+            # A condition with several comparisons was stopped once.
+            entry["steps_saved"] = 0 if label in told else steps.get(label, 0)
+            told.add(label)
+        saved = sum(steps.values())
+        self.data["saved"] = {"steps": saved, "of": total, "share": saved / max(1, total)}
+        self.write()
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The runs that `max_runs` leaves out for now."""
+        return frozenset(self.data.get("left_out", {}).get("runs", ()))
+
+    def leave_out(self, names: Sequence[str], max_runs: int) -> None:
+        """Record the runs that are left out for now."""
+        if names or self.left_out:
+            self.data["left_out"] = {"max_runs": max_runs, "runs": list(names)}
+            self.write()
+
     def execution(self, changes: Mapping[str, Any] | None = None) -> CampaignConfig:
         """How its runs are trained, with `changes` to that."""
         settings = {key: self.data[key] for key in EXECUTION_KEYS if key in self.data}
@@ -101,14 +141,15 @@ class Manifest:
         )
 
     def extend(self, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> None:
-        """Add pending runs, and the conditions and seeds they come from."""
+        """Add pending runs, and the conditions and seeds they come from; they bear the time, since
+        runs that are added after others were seen are not what was planned."""
         labels = {condition["label"] for condition in self.data["conditions"]}
         self.data["conditions"] += [c for c in _conditions(loaded) if c["label"] not in labels]
         self.data["seeds"] = list(dict.fromkeys([*self.data["seeds"], *loaded.seeds]))
         steps = [run.max_steps for run in runs]
         self.data["max_steps"] = max([self.data["max_steps"], *steps])
         for run in runs:
-            self._runs[run.name] = _entry(run)
+            self._runs[run.name] = {**_entry(run), "added": utc_now()}
         self.data["runs"] = list(self._runs.values())
         self.write()
 
@@ -131,13 +172,32 @@ class Manifest:
 
     def settle(self) -> None:
         """Record how the campaign ended, which its runs tell."""
-        statuses = {str(run["status"]) for run in self._runs.values()}
+        awaited = [run for name, run in self._runs.items() if name not in self.left_out]
+        statuses = {str(run["status"]) for run in awaited}
         if statuses & {"stopped", "pending", "running"}:
             self.set_status("stopped")
         elif statuses & {"failed", "diverged"}:
             self.set_status("failed")
         else:
             self.set_status("done")
+
+
+def report_settings(loaded: LoadedConfig) -> dict[str, Any]:
+    """`[report]` as the manifest keeps it."""
+    return recorded(
+        loaded.config.report,
+        [condition.label for condition in loaded.conditions],
+        evaluates=any(c.config.evaluation.num_problems for c in loaded.conditions),
+    )
+
+
+def stopping_rule(loaded: LoadedConfig) -> dict[str, Any] | None:
+    """`[campaign.stopping]` as the manifest keeps it; None without it."""
+    campaign = loaded.config.campaign
+    if campaign is None or campaign.stopping is None:
+        return None
+    rule = campaign.stopping.model_dump(mode="json")
+    return {**rule, "margin": rule["margin"] or loaded.config.report.margin}
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:
@@ -171,8 +231,10 @@ def _overrides(loaded: LoadedConfig) -> dict[str, Any]:
     given = [place for place, source in loaded.sources.items() if source.startswith("--")]
     values: dict[str, Any] = {}
     for place in given:
-        table, _, key = place.partition(".")
-        values[place] = getattr(getattr(loaded.config, table), key)
+        value: Any = loaded.config
+        for key in place.split("."):
+            value = getattr(value, key)
+        values[place] = value
     return values
 
 

@@ -25,7 +25,9 @@ ASSUMED_PROMPT = 512
 
 
 def runs_on_cpu(backend: BackendConfig) -> bool:
-    """Whether the policy will be on a CPU, as far as one can tell without torch."""
+    """Whether this machine needs no GPU for the policy, as far as one can tell without torch."""
+    if backend.backend == "tinker":
+        return True
     if backend.device != "auto":
         return backend.device == "cpu"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
@@ -34,7 +36,9 @@ def runs_on_cpu(backend: BackendConfig) -> bool:
 
 def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:
     """Bytes at a run's peak, by what they are for, and the sizes that `auto` would take, as plain
-    JSON; None when the model's files are not here."""
+    JSON; None when the model's files are not here, or it runs elsewhere."""
+    if run.backend.backend == "tinker":
+        return None
     found = inspect(run.model, base_dir)
     shape = found.shape
     if shape is None:

@@ -81,7 +81,7 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
 def _outlook(view: RunView, *, of_campaign: bool) -> Outlook:
     point = find_resume_point(view.folder)
     notes = [f"{path.name} is damaged: {reason}" for path, reason in point.skipped]
-    resumes = view.state not in {"done", "diverged", "running"}
+    resumes = view.state not in {"done", "diverged", "running", "dropped"}
     if view.state == "running":
         notes.append("it is being trained now")
     if view.state == "failed" and view.cause not in INFRASTRUCTURE:

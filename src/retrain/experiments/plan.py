@@ -49,12 +49,12 @@ class PlannedRun:
 
 
 def plan_runs(loaded: LoadedConfig) -> tuple[PlannedRun, ...]:
-    """All runs of a campaign, seed by seed.
+    """All runs of a campaign, seed by seed, or with `seeds_first = false` condition by condition.
 
-    At any time every condition has been trained under nearly the same seeds, so a campaign that
-    ends early still compares like with like.
+    Seed by seed, every condition has at any time been trained under nearly the same seeds, so a
+    campaign that ends early still compares like with like.
     """
-    return tuple(
+    runs = tuple(
         PlannedRun(
             name=f"{condition.label}_s{seed}",
             condition=condition.label,
@@ -64,6 +64,20 @@ def plan_runs(loaded: LoadedConfig) -> tuple[PlannedRun, ...]:
         for seed in loaded.seeds
         for condition in loaded.conditions
     )
+    campaign = loaded.config.campaign
+    if campaign is None or campaign.seeds_first:
+        return runs
+    labels = [condition.label for condition in loaded.conditions]
+    return tuple(sorted(runs, key=lambda run: labels.index(run.condition)))
+
+
+def first_runs(runs: Sequence[PlannedRun], max_runs: int) -> tuple[PlannedRun, ...]:
+    """The runs of as many whole seeds as `max_runs` holds; 0 for all of them."""
+    if not max_runs:
+        return tuple(runs)
+    conditions = {run.condition for run in runs}
+    seeds = list(dict.fromkeys(run.seed for run in runs))[: max_runs // len(conditions)]
+    return tuple(run for run in runs if run.seed in seeds)
 
 
 def rerun_script(runs: Sequence[PlannedRun]) -> str:

@@ -16,6 +16,7 @@ from retrain.causes import DISK, INFRASTRUCTURE, remedy
 from retrain.config.changes import differences, identity, refuse_changes
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, Override, config_from_mapping
+from retrain.config.stopping_checks import too_few_runs
 from retrain.errors import InputError, RetrainError
 from retrain.experiments.auto_squeeze import finish_squeeze
 from retrain.experiments.campaign import RERUN_SCRIPT
@@ -24,9 +25,10 @@ from retrain.experiments.extend import extend_campaign
 from retrain.experiments.manifest import EXECUTION_KEYS, Manifest
 from retrain.experiments.outlook import nothing_in
 from retrain.experiments.paths import shown
-from retrain.experiments.plan import PlannedRun
+from retrain.experiments.plan import PlannedRun, first_runs
 from retrain.experiments.session import MakeExecutor, train_campaign
 from retrain.experiments.single import SingleResult, continue_single
+from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
 
@@ -138,16 +140,27 @@ def resume_campaign(
                 assert loaded.config.campaign is not None
                 manifest.train_as(loaded.config.campaign)
             runs = manifest.planned()
+            settings = manifest.execution(changes)
+            now = _first_runs(runs, settings.max_runs)
             views = _reconcile(manifest, runs)
-            left = [run for run in runs if _wants_training(views[run.name], retry_failed)]
+            give_up_dropped(manifest, views)
+            wanting = [
+                run
+                for run in runs
+                if run.condition not in manifest.dropped
+                and _wants_training(views[run.name], retry_failed)
+            ]
+            left = [run for run in wanting if run.name in now]
+            left_out = [run.name for run in wanting if run.name not in now]
+            manifest.leave_out(left_out, settings.max_runs)
             _say_plan(manifest, runs, views, left, console)
             if not left:
+                tally(manifest)
                 manifest.settle()
                 finish_squeeze(manifest, console)
             else:
                 for run in left:
                     manifest.set_run(run.name, "pending")
-                settings = manifest.execution(changes)
                 train_campaign(
                     manifest, left, settings, console=console, executor=executor, lock=lock
                 )
@@ -157,6 +170,13 @@ def resume_campaign(
             f"{shown(folder)} cannot be written: {error.strerror or error}; "
             f"{remedy(DISK, shown(folder))}, then: retrain resume {shlex.quote(shown(folder))}"
         ) from error
+
+
+def _first_runs(runs: Sequence[PlannedRun], max_runs: int) -> set[str]:
+    """Names of the runs that may be trained for now."""
+    if problem := too_few_runs(max_runs, len({run.condition for run in runs})):
+        raise InputError(f"campaign.max_runs: {problem}")
+    return {run.name for run in first_runs(runs, max_runs)}
 
 
 def _reconcile(manifest: Manifest, runs: Sequence[PlannedRun]) -> dict[str, RunView]:
@@ -189,13 +209,16 @@ def _say_plan(
     left: Sequence[PlannedRun],
     console: Console,
 ) -> None:
-    names = {run.name for run in left}
+    names = {run.name for run in left} | manifest.left_out
     ended = [view for name, view in views.items() if name not in names]
-    counts = {state: sum(view.state == state for view in ended) for state in ("done", "diverged")}
+    states = ("done", "diverged", "dropped")
+    counts = {state: sum(view.state == state for view in ended) for state in states}
     failed = [view.name for view in ended if view.state == "failed"]
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     if failed:
         parts.append(f"{len(failed)} failed by an error of its own (--retry-failed tries again)")
+    if manifest.left_out:
+        parts.append(f"{len(manifest.left_out)} left out for now (max_runs)")
     parts.append(f"{len(left)} to train" if left else "nothing to train")
     text = f"{manifest.folder.name}: {plural(len(runs), 'run')}, {', '.join(parts)}"
     console.print(Text(text), soft_wrap=True)
@@ -211,6 +234,7 @@ def _execution_changes(overrides: Sequence[Override]) -> dict[str, Any]:
                 f"planned; only these may change: {keys}"
             )
         changes[override.key] = override.value
-    # Raises ConfigError where a value does not fit its key.
-    config_from_mapping({"campaign": {}}, overrides)
+    # Raises ConfigError where a value does not fit its key. How many conditions there are is not
+    # known here.
+    config_from_mapping({"campaign": {"conditions": [{}]}}, overrides)
     return changes

@@ -17,12 +17,14 @@ from retrain.errors import InputError, RetrainError
 from retrain.experiments.auto_squeeze import AutoSqueeze
 from retrain.experiments.executors.executor import (
     ENDINGS,
+    Cancelled,
     Event,
     Executor,
     Failed,
     Finished,
     Interrupted,
     Job,
+    Row,
     Started,
 )
 from retrain.experiments.executors.local import LocalExecutor
@@ -31,13 +33,16 @@ from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.signals import StopSignals
+from retrain.experiments.stopping import Stopping, decided, settle_dropped, tally
 from retrain.experiments.workers import WorkerPlan, plan_workers
 from retrain.files import RunRecord, atomic_write_bytes
 from retrain.locks import FolderLock, LockLostError
 from retrain.plugins import own_import_path
+from retrain.policies.tinker.access import require_access
 from retrain.tracking.uploads import wait_for_uploads
 
 WORKERS_LOG = "workers.log"
+THROTTLE_FOLDER = "tinker_throttle"
 POLL_S = 0.25
 PROBE_BYTES = 1 << 20
 """What must fit on the disk for a campaign to go on after a run failed for want of room."""
@@ -55,6 +60,8 @@ def train_campaign(
     lock: FolderLock,
 ) -> None:
     """Train these runs of the campaign, with as many workers as `settings` and the machine say."""
+    if any(run.config.backend.backend == "tinker" for run in runs):
+        require_access()
     plan = plan_workers(settings, [run.config for run in runs])
     crew = executor(manifest.folder) if executor else _local(manifest.folder, plan, settings)
     manifest.set_status("running", workers=crew.slots)
@@ -71,6 +78,7 @@ def _local(folder: Path, plan: WorkerPlan, settings: CampaignConfig) -> LocalExe
         stagger_seconds=settings.stagger_seconds,
         timeout_s=settings.worker_timeout,
         sys_path=own_import_path(),
+        throttle_dir=folder / THROTTLE_FOLDER,
     )
 
 
@@ -98,6 +106,7 @@ class _Training:
         }
         self._open = dict(self._jobs)
         self._retries: Counter[str] = Counter()
+        self._stopping = Stopping(manifest)
         self._view = RunsView(
             console,
             [(run.name, run.max_steps) for run in runs],
@@ -118,6 +127,8 @@ class _Training:
         ):
             try:
                 executor.submit(list(self._jobs.values()))
+                # What was measured before the campaign went on may decide already.
+                self._stop_conditions(self._stopping.steps)
                 while self._open and not signals.stop:
                     self._take(executor.poll(POLL_S))
                     squeeze.look()
@@ -128,6 +139,7 @@ class _Training:
                         "stopping the workers after the step they are in; again to stop at once"
                     )
                     self._take(executor.stop(), retry=False)
+                tally(self._manifest)
                 self._manifest.settle()
                 if not signals.stop:
                     squeeze.wait(lambda: signals.stop)
@@ -141,6 +153,8 @@ class _Training:
         for event in events:
             if isinstance(event, Failed) and event.cause == DISK:
                 self._probe_disk()
+            if self._is_given_up(event):
+                event = Cancelled(event.run)
             if isinstance(event, Failed) and retry and self._may_retry(event):
                 self._try_again(event)
                 continue
@@ -148,6 +162,33 @@ class _Training:
             self._view.handle(event)
             if isinstance(event, ENDINGS):
                 self._open.pop(event.run, None)
+            if retry:
+                self._stop_conditions(self._steps_to_judge(event), event.run)
+
+    def _is_given_up(self, event: Event) -> bool:
+        """Whether it tells the end of a run that was going to be cancelled anyway."""
+        gone = isinstance(event, Failed) and event.cause in INFRASTRUCTURE
+        return (gone or isinstance(event, Interrupted)) and self._stopping.is_dropped(
+            self._jobs[event.run].condition
+        )
+
+    def _steps_to_judge(self, event: Event) -> list[int]:
+        """The steps for which the event brings a new value."""
+        if isinstance(event, Row):
+            return [step for step in self._stopping.steps if step == event.step + 1]
+        diverged = isinstance(event, Finished) and event.status == "diverged"
+        return self._stopping.steps if diverged else []
+
+    def _stop_conditions(self, steps: Sequence[int], news: str = "") -> None:
+        """Judge conditions at these steps, and end the runs of those that cannot win.
+
+        news: the run that has come so far; without it all conditions are judged.
+        """
+        news_of = self._jobs[news].condition if news else ""
+        for condition in self._stopping.decide(steps, news_of):
+            names = [name for name in self._open if self._jobs[name].condition == condition]
+            self._view.say(decided(self._stopping, condition, names), "yellow")
+            self._take(self._executor.cancel(names))
 
     def _try_again(self, event: Failed) -> None:
         self._retries[event.run] += 1
@@ -171,6 +212,9 @@ class _Training:
             self._settle(event.run, "failed", event.message, cause=event.cause)
         elif isinstance(event, Interrupted) and event.started:
             self._settle(event.run, "stopped", "the campaign was stopped")
+        elif isinstance(event, Cancelled):
+            message = self._stopping.message(self._jobs[event.run].condition)
+            settle_dropped(self._manifest, event.run, message)
 
     def _settle(self, name: str, status: str, message: str, **fields: Any) -> None:
         """Record the end of a run, also in its own `run.json` when its worker could not."""

@@ -32,6 +32,7 @@ from retrain.files import (
     atomic_write_json,
     create_timestamped_folder,
 )
+from retrain.policies.tinker.paths import is_service_path
 from retrain.squeeze import (
     SqueezeAnalysis,
     SqueezeResult,
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
 
 ADAPTER_FOLDER = "adapter"
 FINETUNE_FOLDER = "finetune"
+DOWNLOAD_FOLDER = "downloaded"
 SCHEMA = 1
 
 # Tables that say which model is checked, and on what.
 _CHECK_TABLES = ("model", "data", "reward", "evaluation", "training")
+_OF_NO_MODEL = {"model.lora_rank", "model.base_url"}
 
 
 def squeeze_alone(
@@ -64,21 +67,29 @@ def squeeze_alone(
     console = console or Console()
     settings = loaded.config.squeeze
     assert settings is not None
-    adapter = _from(loaded.base_dir, settings.adapter_path)
+    remote = is_service_path(settings.adapter_path)
+    adapter = None if remote else _from(loaded.base_dir, settings.adapter_path)
     written = {key for key, source in loaded.sources.items() if source != "default"}
     if not settings.source_rank and "model.lora_rank" in written:
         rank = loaded.config.model.lora_rank
         settings = settings.model_copy(update={"source_rank": rank})
     config = _config_of(loaded, adapter, written) if settings.check else None
-    with open_adapter(adapter, settings.adapter_name or None):
-        # What is no adapter leaves no folder behind.
-        pass
+    if adapter is not None:
+        with open_adapter(adapter, settings.adapter_name or None):
+            # What is no adapter leaves no folder behind.
+            pass
     folder = create_timestamped_folder(Path(loaded.config.logging.log_dir), "squeeze")
     output = folder / ADAPTER_FOLDER if settings.check else None
     if settings.output_path:
         output = _from(Path.cwd(), settings.output_path)
     quiet = Console(quiet=True) if as_json else console
     try:
+        if adapter is None:
+            from retrain.policies.tinker.download import download_adapter
+
+            adapter = folder / DOWNLOAD_FOLDER
+            with quiet.status(f"downloading {settings.adapter_path}"):
+                download_adapter(settings.adapter_path, adapter, loaded.config.model.base_url)
         squeeze(settings, adapter, folder, output=output, config=config, console=quiet)
     finally:
         if not (folder / SQUEEZE_FILE).exists():
@@ -102,7 +113,7 @@ def squeeze_run(settings: SqueezeConfig, run_dir: Path, folder: Path, console: C
         run_dir / FINAL_FOLDER,
         folder,
         output=folder / ADAPTER_FOLDER,
-        config=config if settings.check else None,
+        config=_here(config) if settings.check else None,
         console=console,
     )
     _track(config.logging, folder, console)
@@ -252,18 +263,30 @@ def _finetune(
     return outcome | check
 
 
-def _config_of(loaded: LoadedConfig, adapter: Path, written: set[str]) -> RunConfig:
-    """What the check evaluates with: the file's own tables, else those of the adapter's run."""
-    if any(key.partition(".")[0] in _CHECK_TABLES for key in written - {"model.lora_rank"}):
-        return loaded.run_config(loaded.conditions[0], loaded.seeds[0])
-    for folder in (adapter.parent, adapter.parent.parent):
+def _config_of(loaded: LoadedConfig, adapter: Path | None, written: set[str]) -> RunConfig:
+    """What the check evaluates with: the file's own tables, else those of the adapter's run.
+
+    adapter: None for one of a service.
+    """
+    if any(key.partition(".")[0] in _CHECK_TABLES for key in written - _OF_NO_MODEL):
+        return _here(loaded.run_config(loaded.conditions[0], loaded.seeds[0]))
+    for folder in (adapter.parent, adapter.parent.parent) if adapter else ():
         if (folder / RUN_CONFIG_FILE).is_file():
-            return read_run_config(folder / RUN_CONFIG_FILE)
+            return _here(read_run_config(folder / RUN_CONFIG_FILE))
+    assert loaded.config.squeeze is not None
+    named = adapter or loaded.config.squeeze.adapter_path
     message = (
-        f"needs to know the model and the problems: {adapter} lies in no run of retrain, so write "
+        f"needs to know the model and the problems: {named} lies in no run of retrain, so write "
         "[model], [data], [reward] and [evaluation]"
     )
     raise ConfigError([ConfigIssue("squeeze.check", message, file=loaded.name)])
+
+
+def _here(config: RunConfig) -> RunConfig:
+    """The config on this machine, where a check computes, wherever the run was trained."""
+    if config.backend.backend == "local":
+        return config
+    return config.model_copy(update={"backend": BackendConfig()})
 
 
 def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:

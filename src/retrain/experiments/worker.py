@@ -6,9 +6,10 @@ Commands come, and events go, as JSON lines on two pipes of their own, so nothin
 prints can disturb them. What a run prints goes to its `run.log`, also from C code and
 subprocesses.
 
-Three ways to stop, from gentle to firm: the command `stop` (or the end of the command pipe, or
-SIGHUP: the campaign is gone) ends the run after the step it is in, with a checkpoint; SIGTERM ends
-it at once, still in order; SIGKILL loses the step. SIGUSR1 writes down where every thread is.
+The command `cancel` ends one run after the step it is in, with a checkpoint, and the worker waits
+for the next one. There are three ways to stop, from gentle to firm: the command `stop` (or the end
+of the command pipe, or SIGHUP: the campaign is gone) ends the run in the same way; SIGTERM ends it
+at once, still in order; SIGKILL loses the step. SIGUSR1 writes down where every thread is.
 Ctrl-C in the terminal is the campaign's business, not ours.
 """
 
@@ -78,6 +79,7 @@ class Worker:
         self._events_fd = events_fd
         self._send_lock = threading.Lock()
         self._stopping = threading.Event()
+        self._cancelled: set[str] = set()
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._run = ""
         self._setup: dict[str, Any] = {}
@@ -120,6 +122,9 @@ class Worker:
         """Train one run; whether this process is still fit for another."""
         fit = True
         name, run_dir = str(job["name"]), Path(job["run_dir"])
+        if name in self._cancelled:
+            self.send("cancelled", run=name, started=False)
+            return fit
         self._run = name
         self.send("started", run=name)
         with _output_to(run_dir / RUN_LOG_FILE):
@@ -132,11 +137,13 @@ class Worker:
                     name=name,
                     condition=str(job["condition"]),
                     on_row=self._on_row,
-                    stop=self._stopping.is_set,
+                    stop=lambda: self._stopping.is_set() or name in self._cancelled,
                 )
             except KeyboardInterrupt:
-                self.send("stopped", run=name)
-                raise
+                if self._stopping.is_set() or name not in self._cancelled:
+                    self.send("stopped", run=name)
+                    raise
+                self.send("cancelled", run=name)
             except BaseException as error:
                 traceback.print_exc()
                 # An unforeseen error may leave a process behind that fails every later run, as
@@ -162,17 +169,25 @@ class Worker:
         self.send("row", run=self._run, step=row["step"], **measures)
 
     def _place(self, backend: BackendConfig) -> BackendConfig:
-        """A run's `[backend]` within the share of the machine that this worker has."""
-        threads = min(backend.threads, self._setup["threads"])
-        device = self._setup["device"] or backend.device
-        return backend.model_copy(update={"threads": threads, "device": device})
+        """A run's `[backend]` within what this worker has of the machine, and of a service."""
+        changes = {
+            "threads": min(backend.threads, self._setup["threads"]),
+            "device": self._setup["device"] or backend.device,
+            "throttle_dir": backend.throttle_dir or self._setup["throttle_dir"],
+        }
+        return backend.model_copy(update=changes)
 
     def _listen_to_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, lambda *_: self._stopping.set())
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, self._interrupt)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         _signal_when_parent_dies(signal.SIGHUP)
+
+    def _interrupt(self, *_: Any) -> None:
+        # Nobody shall take this for the end of one run.
+        self._stopping.set()
+        raise KeyboardInterrupt
 
     def _jobs_from_pipe(self) -> dict[str, Any]:
         """Start to listen for commands; returns the first one, which is the set-up."""
@@ -186,6 +201,11 @@ class Worker:
                 command = json.loads(line)
                 if command["do"] == "stop":
                     break
+                if command["do"] == "cancel":
+                    self._cancelled.add(command["name"])
+                    continue
+                # It may be another attempt of one that was cancelled.
+                self._cancelled.discard(command["name"])
                 self._jobs.put(command)
             else:
                 threading.Thread(target=_leave_in_time, daemon=True).start()
@@ -249,10 +269,6 @@ def _release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _leave_in_time() -> None:

@@ -72,6 +72,8 @@ def worker_memory(config: RunConfig) -> int | None:
 
     Of a model that goes to a GPU the weights pass through main memory.
     """
+    if config.backend.backend == "tinker":
+        return WORKER_BYTES
     found = run_memory(config, Path.cwd())
     if found is None:
         return None
@@ -143,7 +145,10 @@ def _bounds(
     configs: Sequence[RunConfig], threads: int, *, on_cpu: bool
 ) -> Iterator[tuple[int, str]]:
     """What the machine bears, and in words why."""
-    if on_cpu:
+    if all(config.backend.backend == "tinker" for config in configs):
+        # Their workers wait for the service most of the time.
+        pass
+    elif on_cpu:
         cores = available_cores()
         yield cores // threads, f"{plural(cores, 'core')}, {plural(threads, 'thread')} each"
     else:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from retrain.config.messages import did_you_mean
 from retrain.config.schema import ModelConfig
 from retrain.files import FINAL_FOLDER, RUN_FILE
+from retrain.policies.tinker.paths import is_service_path
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -24,6 +25,10 @@ def adapter_problems(model: ModelConfig) -> Iterator[tuple[str, str]]:
     if not model.init_adapter:
         return
     folder, key = Path(model.init_adapter), "model.init_adapter"
+    if is_service_path(model.init_adapter):
+        message = f"{model.init_adapter} is at the Tinker service: that is for backend = "
+        yield key, message + '"tinker"; retrain squeeze downloads it'
+        return
     if not folder.is_dir():
         beside = folder.parent
         names = [path.name for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []

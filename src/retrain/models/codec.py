@@ -14,6 +14,8 @@ from retrain.types import IntArray, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from retrain.models.tiny.codec import TinyTokenizer
+
 
 # Tokens whose shares of the text are found together, and their neighbours on each side.
 _BLOCK, _MARGIN = 64, 8
@@ -28,7 +30,7 @@ class ChatCodec:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | TinyTokenizer,
         eos_ids: tuple[int, ...],
         template_args: Mapping[str, Any] | None = None,
     ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,21 @@ class FusedPrompts:
         ]
         if pairs:
             outputs, gradients = zip(*pairs, strict=True)
-            torch.autograd.backward(outputs, gradients)
+            _Handed.apply(gradients, *outputs).backward()  # type: ignore[no-untyped-call]
+
+
+class _Handed(torch.autograd.Function):
+    """A scalar whose gradients with respect to tensors are given: `torch.autograd.backward` with
+    gradients does the same, and imports sympy to compare their shapes."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: tuple[Tensor, ...], *outputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        return None, *ctx.gradients
 
 
 class FusedEngine:

@@ -13,5 +13,15 @@ BACKENDS: dict[str, Capabilities] = {
         token_entropies=True,
         losses=frozenset(get_args(LossConfig.model_fields["type"].annotation)),
         kl_to_base=True,
+        tempered_loss=True,
+        dual_clip=True,
+    ),
+    "tinker": Capabilities(
+        exact_resume=True,
+        token_entropies=False,
+        losses=frozenset({"importance_sampling", "ppo", "cispo"}),
+        kl_to_base=False,
+        tempered_loss=False,
+        dual_clip=False,
     ),
 }

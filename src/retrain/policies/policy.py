@@ -22,12 +22,17 @@ class Capabilities:
     token_entropies:   completions can carry the entropy of the full distribution.
     losses:            values of `[loss].type` that `update` knows.
     kl_to_base:        `[loss].kl_coef` can be above 0.
+    tempered_loss:     the loss's log-probabilities are those of the sampling, whatever its
+                       temperature; otherwise training samples plainly, at temperature 1.
+    dual_clip:         `[loss].dual_clip` can be set.
     """
 
     exact_resume: bool
     token_entropies: bool
     losses: frozenset[str]
     kl_to_base: bool
+    tempered_loss: bool
+    dual_clip: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,12 @@ class UpdateStats:
     """What one optimizer step did. Means are over the tokens of completions that carry credit
     (or a KL penalty); None when there was none.
 
-    grad_norm is before clipping. `stepped` is False when no token carried credit.
+    grad_norm is before clipping, None where it is not told. `stepped` is False when no token
+    carried credit.
     """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     stepped: bool
     ratio_mean: float | None
     ratio_max: float | None
@@ -99,14 +105,18 @@ class Policy(Protocol):
     def device(self) -> str:
         """Where it lives, for the record."""
 
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together that its model holds."""
+
     def sample(
         self,
         prompts: Sequence[IntArray],
         keys: NDArray[np.uint64],
         sampling: SamplingParams,
         on_done: OnDone | None = None,
-    ) -> list[list[Completion]]:
-        """`keys.shape[1]` completions of each prompt.
+    ) -> Sequence[Sequence[Completion | None]]:
+        """`keys.shape[1]` completions of each prompt; None for one that a service failed to give.
 
         keys: (prompts, completions); each row's stream of uniform numbers
         (`retrain.seeding.uniforms`). What a row draws depends on its key alone.
@@ -118,10 +128,10 @@ class Policy(Protocol):
         """One optimizer step. Raises NonFiniteUpdateError and leaves the weights as they were."""
 
     def save(self, folder: Path) -> None:
-        """Write the exact state: adapter in PEFT format, and optimizer."""
+        """Write the exact state, adapter and optimizer, or where it is kept."""
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote."""
 
     def export(self, folder: Path) -> None:
-        """Write the adapter alone, in PEFT format."""
+        """Write the adapter alone, in PEFT format where it can be had so."""

@@ -66,7 +66,8 @@ class Scoring:
     def __init__(self, reward: Reward, problems: Sequence[Problem]) -> None:
         self._reward = reward
         self._problems = problems
-        self._begun: dict[tuple[int, int], Pending] = {}
+        # By the completion itself: of a group that lost some, the others have moved up.
+        self._begun: dict[int, tuple[Completion, Pending]] = {}
 
     @property
     def on_done(self) -> OnDone | None:
@@ -74,8 +75,9 @@ class Scoring:
         return self._begin if self._reward.early else None
 
     def _begin(self, prompt: int, sample: int, completion: Completion) -> None:
+        del sample
         pending = self._reward.begin(self._problems[prompt], completion)
-        self._begun[prompt, sample] = pending
+        self._begun[id(completion)] = (completion, pending)
 
     def scored(self, groups: Sequence[Group]) -> list[Group]:
         """The groups of the problems, in order, with every completion judged; those that cannot be
@@ -84,15 +86,15 @@ class Scoring:
             # All are begun before the first is waited for.
             for i, group in enumerate(groups):
                 for j, completion in enumerate(group.completions):
-                    if (i, j) not in self._begun:
+                    if id(completion) not in self._begun:
                         self._begin(i, j, completion)
-        return [self._scored(i, group) for i, group in enumerate(groups)]
+        return [self._scored(group) for group in groups]
 
-    def _scored(self, prompt: int, group: Group) -> Group:
+    def _scored(self, group: Group) -> Group:
         kept: list[tuple[Completion, Score]] = []
-        for sample, completion in enumerate(group.completions):
-            pending = self._begun.pop((prompt, sample), None)
-            score = pending() if pending else self._reward.score(group.problem, completion)
+        for completion in group.completions:
+            begun = self._begun.pop(id(completion), None)
+            score = begun[1]() if begun else self._reward.score(group.problem, completion)
             if score is not None:
                 kept.append((completion, score))
         return replace(

@@ -35,7 +35,7 @@ from retrain.tracking.trackers import TRACKERS, Tracker, trackers_of
 from retrain.tracking.words import END, GRACE_S, UPLOAD_S
 
 FINISHED = ("done", "diverged")
-ENDED = (*FINISHED, "stopped", "failed", "lost")
+ENDED = (*FINISHED, "stopped", "dropped", "failed", "lost")
 PATIENCE_S = UPLOAD_S
 """How long one run may take to arrive."""
 SENT, ALREADY, SKIPPED, FAILED = "sent", "already sent", "skipped", "failed"

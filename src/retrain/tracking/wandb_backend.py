@@ -21,7 +21,7 @@ DISCREET: dict[str, Any] = {
     "x_save_requirements": False,
 }
 """What is sent is what docs/tracking.md says: no code, packages, host or load."""
-EXIT_CODES = {"done": 0, "stopped": 255}
+EXIT_CODES = {"done": 0, "stopped": 255, "dropped": 255}
 """What makes wandb show a run as finished, or as killed; anything else is failed."""
 
 

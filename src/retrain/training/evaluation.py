@@ -88,6 +88,7 @@ def evaluate(
             "greedy_accuracy": greedy_accuracy,
             "unverifiable_rate": float(np.mean([s.outcome == "unverifiable" for s in scores])),
             "masked_completions": sum(group.masked for group in (*sampled, *greedy)),
+            "lost_completions": sum(group.lost for group in (*sampled, *greedy)),
             "mean_tokens": float(np.mean([c.num_tokens for c in completions])),
             "max_token_hit_rate": float(np.mean([c.stop_reason == "length" for c in completions])),
             "problems": rows,

@@ -54,6 +54,8 @@ def rollout_metrics(groups: Sequence[Group], credit: Credit) -> dict[str, Any]:
         "correct_rate": _mean([score.outcome == "correct" for score in scores]),
         "unverifiable_rate": _mean([score.outcome == "unverifiable" for score in scores]),
         "masked_completions": sum(group.masked for group in groups),
+        "lost_completions": sum(group.lost for group in groups),
+        "lost_groups": sum(bool(group.lost) and not group.completions for group in groups),
         "num_datums": int((credit.token_advantages != 0).any(axis=1).sum()),
         "informative_groups": credit.causes.count("informative"),
         "groups_all_correct": credit.causes.count("all_correct"),
@@ -87,7 +89,7 @@ def update_metrics(
     stepped = [update for update in updates if update.stepped]
     return {
         "loss": _mean([update.loss for update in stepped]) or 0.0,
-        "grad_norm": _mean([update.grad_norm for update in stepped]) or 0.0,
+        "grad_norm": _mean([update.grad_norm for update in stepped]) if stepped else 0.0,
         "ratio_mean": _mean([update.ratio_mean for update in stepped]),
         "ratio_max": max((u.ratio_max for u in stepped if u.ratio_max is not None), default=None),
         "log_ratio_mean": _mean([update.log_ratio_mean for update in stepped]),

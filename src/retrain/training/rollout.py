@@ -66,7 +66,12 @@ def sample_groups(
     prompts = [policy.codec.encode(problem) for problem in problems]
     sampled = policy.sample(prompts, keys, sampling, on_done)
     return [
-        Group(problem, prompt, tuple(completions))
+        Group(
+            problem,
+            prompt,
+            tuple(completion for completion in completions if completion is not None),
+            lost=sum(completion is None for completion in completions),
+        )
         for problem, prompt, completions in zip(problems, prompts, sampled, strict=True)
     ]
 

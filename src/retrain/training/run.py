@@ -33,10 +33,8 @@ from retrain.files import (
     read_jsonl,
 )
 from retrain.locks import FolderLock
-from retrain.models.adapter_folder import adapter_problems
-from retrain.models.lora import LoraSpec
 from retrain.policies.local.base import BaseModel, load_base
-from retrain.policies.local.policy import LocalPolicy
+from retrain.policies.policy import Policy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.prompts import counting
 from retrain.tasks.registry import build_task
@@ -44,6 +42,7 @@ from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.loop import Run, train
+from retrain.training.policies import opened_policy
 from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
 from retrain.training.state import LoopState
 
@@ -182,14 +181,15 @@ def _train(
         go_back(point)
         trackers.start()
         spent_before = trained_seconds(run_dir)
-        base = bases.get(config.model, place)
-        record.update(device=str(base.device), threads=place.threads or 1)
-        heard = trackers.heeded(on_row)
-        run = assemble(config, record, state, base, point, heard, stop, lock)
-        with run.reward:
-            train(run)
-        with written_aside(run_dir / FINAL_FOLDER) as folder:
-            run.policy.export(folder)
+        checkpoint = point.checkpoint.folder if point.checkpoint else None
+        with opened_policy(config, place, bases, checkpoint) as policy:
+            record.update(device=policy.device, threads=place.threads or 1)
+            heard = trackers.heeded(on_row)
+            run = assemble(config, record, state, policy, point, heard, stop, lock)
+            with run.reward:
+                train(run)
+            with written_aside(run_dir / FINAL_FOLDER) as folder:
+                policy.export(folder)
         run.checkpoints.remove_old(finished=True)
     except DivergedError as error:
         status, message = "diverged", str(error)
@@ -262,7 +262,7 @@ def assemble(
     config: RunConfig,
     record: RunRecord,
     state: LoopState,
-    base: BaseModel,
+    policy: Policy,
     point: ResumePoint,
     on_row: OnRow | None,
     stop: Callable[[], bool],
@@ -270,39 +270,20 @@ def assemble(
 ) -> Run:
     """A run's parts, from its config, as they were at the resume point. Raises ConfigError or
     InputError when one cannot be had."""
-    training, model = config.training, config.model
     search_paths = config.plugins.search_paths
     run_dir, condition = record.run_dir, str(record.data["condition"])
     try:
         algorithm = algorithm_of(config)
     except AlgorithmError as error:
         raise ConfigError([ConfigIssue(key, text) for key, text in error.problems]) from error
-    targets = model.lora_targets
-    spec = LoraSpec(
-        model.lora_rank, model.alpha, targets if isinstance(targets, str) else tuple(targets)
-    )
-    micro, recompute = training.micro_batch_tokens, training.gradient_checkpointing
-    policy = LocalPolicy(
-        base,
-        spec,
-        training.seed,
-        micro_batch_tokens=None if micro == "auto" else micro,
-        gradient_checkpointing=None if recompute == "auto" else recompute,
-        decode_rows=None if training.decode_rows == "auto" else training.decode_rows,
-    )
     if point.checkpoint is not None:
-        policy.load(point.checkpoint.folder)
         state.load_state_dict(point.checkpoint.state())
-    elif model.init_adapter:
-        if problems := list(adapter_problems(model)):
-            raise ConfigError([ConfigIssue(key, text) for key, text in problems])
-        policy.start_from(Path(model.init_adapter))
     return Run(
         name=str(record.data["name"]),
         condition=condition,
         config=config,
         policy=policy,
-        task=build_task(config.data, search_paths, counting(base.codec), base.context),
+        task=build_task(config.data, search_paths, counting(policy.codec), policy.context),
         reward=build_reward(config.reward, search_paths, config.logging.log_dir),
         algorithm=algorithm,
         journal=Journal(

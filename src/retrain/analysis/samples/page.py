@@ -9,8 +9,6 @@ run, load or send anything, even were it not escaped.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -27,6 +25,7 @@ from retrain.analysis.samples.look import (
 )
 from retrain.analysis.samples.sample import Sample
 from retrain.analysis.samples.selection import OUTCOMES, Seen
+from retrain.analysis.webpage import policy, safe
 from retrain.analysis.words import plural
 
 FOLDER = Path(__file__).parent
@@ -50,26 +49,22 @@ def page(samples: Sequence[Sample], seen: Seen, title: str, color: str) -> str:
     style, script = (
         (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     scales = advantage_scale(samples), uncertainty_scale(samples)
     full = f'data-advantage="{scales[0]:.5g}" data-uncertainty="{scales[1]:.5g}"'
     several = len({sample.run for sample in samples}) > 1
     cards = "\n".join(_card(sample, i < OPEN_CARDS, several) for i, sample in enumerate(samples))
-    name = _safe(title)
+    name = safe(title)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy(style, script))}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <title>{name}: completions</title>
 <style>{style}</style>
 </head>
-<body data-color="{_safe(color)}" {full}>
+<body data-color="{safe(color)}" {full}>
 <header>
 <h1>{name}</h1>
 <p>{_what(samples, seen)}</p>
@@ -112,7 +107,7 @@ def _bar(samples: Sequence[Sample], color: str) -> str:
     ]
     selects = "\n".join(
         f'<select id="{key}" aria-label="{key}"><option value="">every {key}</option>'
-        + "".join(f'<option value="={_safe(v)}">{_safe(v) or "–"}</option>' for v in values)
+        + "".join(f'<option value="={safe(v)}">{safe(v) or "–"}</option>' for v in values)
         + "</select>"
         for key, values in chosen
         if len(values) > 1
@@ -169,7 +164,7 @@ def _card(sample: Sample, is_open: bool, several: bool) -> str:
         "domain": sample.domain,
         "problem": sample.problem_id,
     }
-    attributes = " ".join(f'data-{key}="{_safe(str(value))}"' for key, value in data.items())
+    attributes = " ".join(f'data-{key}="{safe(str(value))}"' for key, value in data.items())
     kind = sample.outcome if sample.outcome in {"correct", "wrong"} else "other"
     where = [sample.problem_id, f"step {sample.step}", sample.run if several else ""]
     if sample.num_tokens is not None:
@@ -181,12 +176,12 @@ def _card(sample: Sample, is_open: bool, several: bool) -> str:
     strip = '<canvas class="strip" aria-hidden="true"></canvas>' if sample.tokens else ""
     return f"""<details class="sample" {attributes}{" open" if is_open else ""}>
 <summary><span class="row"><span class="outcome {kind}">{SIGNS.get(sample.outcome, "")}\
-{_safe(sample.outcome) or "not judged"}</span>
+{safe(sample.outcome) or "not judged"}</span>
 <span class="reward">reward <b>{shown_number(sample.reward)}</b></span>
 <span class="advantage">advantage <b>{shown_number(sample.advantage, sign=True)}</b></span>
 {length}{strip}
-<span class="where">{" · ".join(_safe(part) for part in where if part)}</span></span>
-<span class="preview">{_safe(sample.completion[:PREVIEW])}</span></summary>
+<span class="where">{" · ".join(safe(part) for part in where if part)}</span></span>
+<span class="preview">{safe(sample.completion[:PREVIEW])}</span></summary>
 <div class="body">
 {"".join(_message(m.role, m.content) for m in sample.prompt)}
 {_facts(sample)}
@@ -197,7 +192,7 @@ def _card(sample: Sample, is_open: bool, several: bool) -> str:
 
 
 def _message(role: str, content: str) -> str:
-    who = f"<b>{_safe(role)}</b>" if role else ""
+    who = f"<b>{safe(role)}</b>" if role else ""
     return f'<div class="prompt">{who}<div class="text">{escape(visible(content))}</div></div>'
 
 
@@ -208,7 +203,7 @@ def _facts(sample: Sample) -> str:
     facts.append(("run", sample.run))
     facts += [(f"reward: {name}", shown_number(value)) for name, value in sample.parts.items()]
     shown = "".join(
-        f"<span>{_safe(key)} <b>{_safe(value)}</b></span>" for key, value in facts if value
+        f"<span>{safe(key)} <b>{safe(value)}</b></span>" for key, value in facts if value
     )
     return f'<div class="facts">{shown}</div>'
 
@@ -228,11 +223,3 @@ def _tokens(sample: Sample) -> str:
 
 def _short(values: list[float | None]) -> list[float | None] | float | None:
     return values[0] if values and values.count(values[0]) == len(values) else values
-
-
-def _safe(value: str) -> str:
-    return escape(one_line(value))
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

@@ -7,7 +7,7 @@ what they mean into the campaign's files; it never sees a process. A run submitt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,8 +87,16 @@ class Interrupted:
     started: bool = True
 
 
-Event = Started | Row | Warned | Finished | Failed | Interrupted
-ENDINGS = (Finished, Failed, Interrupted)
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The run alone was ended on request, after its step; it had begun when `started`."""
+
+    run: str
+    started: bool = True
+
+
+Event = Started | Row | Warned | Finished | Failed | Interrupted | Cancelled
+ENDINGS = (Finished, Failed, Interrupted, Cancelled)
 
 
 class Executor(Protocol):
@@ -105,6 +113,14 @@ class Executor(Protocol):
 
     def poll(self, timeout: float) -> list[Event]:
         """What happened since the last call, in order; waits at most `timeout` seconds."""
+        ...
+
+    def cancel(self, names: Collection[str]) -> list[Event]:
+        """Take these runs out of the queue, and end those that train after the step they are in.
+
+        Returns the endings of those that waited; those that train end in a later `poll`, as
+        `Cancelled`, or as they would have if that came first. Names of no such run do nothing.
+        """
         ...
 
     def stop(self) -> list[Event]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 from retrain.causes import HUNG, KILLED, WORKER
 from retrain.experiments.executors.executor import (
+    Cancelled,
     Event,
     Failed,
     Finished,
@@ -44,8 +45,9 @@ MESSAGES: Mapping[str, Callable[..., Event]] = {
     "finished": Finished,
     "failed": Failed,
     "stopped": Interrupted,
+    "cancelled": Cancelled,
 }
-ENDING_MESSAGES = frozenset({"finished", "failed", "stopped"})
+ENDING_MESSAGES = frozenset({"finished", "failed", "stopped", "cancelled"})
 
 CAUSES = {
     signal.SIGKILL: (
@@ -114,6 +116,7 @@ class LocalExecutor:
                      and is killed. 0 waits for ever.
     log:             file for what workers say outside of runs.
     sys_path:        folders that modules may be imported from, besides a worker's own.
+    throttle_dir:    folder through which workers share calls to a service.
     grace_s:         how long a stopped worker may take to finish its step; then it is told more
                      firmly, and half as long after that it is killed.
     """
@@ -128,6 +131,7 @@ class LocalExecutor:
         stagger_seconds: float = 0.0,
         timeout_s: float = 0.0,
         sys_path: Sequence[str] = (),
+        throttle_dir: Path | None = None,
         command: Sequence[str] = WORKER_COMMAND,
         grace_s: float = 10.0,
     ) -> None:
@@ -138,6 +142,7 @@ class LocalExecutor:
         self._stagger_seconds = stagger_seconds
         self._timeout_s = timeout_s
         self._sys_path = list(sys_path)
+        self._throttle_dir = str(throttle_dir.absolute()) if throttle_dir else ""
         self._command = tuple(command)
         self._grace_s = grace_s
         self._queue: deque[Job] = deque()
@@ -185,6 +190,14 @@ class LocalExecutor:
         events += self._read(0.0 if events else max(0.0, min(timeout, until_launch)))
         self._dispatch()
         return events
+
+    def cancel(self, names: Collection[str]) -> list[Event]:
+        waiting = [job for job in self._queue if job.name in names]
+        self._queue = deque(job for job in self._queue if job.name not in names)
+        for worker in self._workers:
+            if worker.job is not None and worker.job.name in names:
+                worker.tell("cancel", name=worker.job.name)
+        return [Cancelled(job.name, started=False) for job in waiting]
 
     def stop(self) -> list[Event]:
         self._stopping = True
@@ -250,7 +263,13 @@ class LocalExecutor:
         worker.heard_at = time.monotonic()
         if self._free_devices:
             worker.device = self._free_devices.popleft()
-        worker.tell("setup", sys_path=self._sys_path, threads=self._threads, device=worker.device)
+        worker.tell(
+            "setup",
+            sys_path=self._sys_path,
+            threads=self._threads,
+            device=worker.device,
+            throttle_dir=self._throttle_dir,
+        )
         return worker
 
     def _end_hung_workers(self) -> None:

@@ -7,11 +7,15 @@ phrase is a handful of whole words.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, END, USER, ASSISTANT, SYSTEM = SPECIAL_TOKENS = (
     "<|pad|>",
@@ -54,6 +58,8 @@ CHAT_TEMPLATE = """\
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, from nothing."""
+    from transformers import PreTrainedTokenizerFast
+
     to_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
     pieces = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in _PIECES]
     vocabulary = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()), *pieces]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from retrain.config.load import EMBEDDED
 from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
 from retrain.models.codec import ChatCodec
@@ -20,7 +21,8 @@ from retrain.models.llama import supports
 from retrain.models.lora import LoraSpec, short_names, target_modules
 from retrain.models.modules import ModuleEngine
 from retrain.models.shape import ModelShape, context_of
-from retrain.models.tiny import EMBEDDED_PATH
+from retrain.models.tiny.codec import TinyTokenizer
+from retrain.models.tiny.model import load_tiny
 from retrain.policies.local.memory import MemoryModel, engine_kind, main_memory
 
 # Tokens of context of a model that has no positions to run out of.
@@ -97,28 +99,49 @@ def choose_device(device: str) -> torch.device:
 
 def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
     """Load the base model of a config. Raises InputError when it cannot be had."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = choose_device(backend.device)
     if device.type == "cpu":
         torch.set_num_threads(backend.threads or 1)
-    embedded = model.model == "embedded"
-    source = str(EMBEDDED_PATH) if embedded else os.fspath(Path(model.model).expanduser())
-    if not embedded and not Path(source).is_dir():
-        source = model.model
-    from_hub: dict[str, Any] = {"local_files_only": model.local_files_only}
-    if model.revision and not embedded:
-        from_hub["revision"] = model.revision
     dtype = {
         "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
     }[model.dtype]
+    tokenizer: Any
+    if model.model == EMBEDDED:
+        module: Any = load_tiny(dtype)
+        tokenizer = TinyTokenizer()
+        ends: set[int] = {tokenizer.eos_token_id}
+    else:
+        module, tokenizer = _from_hugging_face(model, device, dtype)
+        ends = set()
+        for value in (module.generation_config.eos_token_id, tokenizer.eos_token_id):
+            if value is not None:
+                ends.update(value if isinstance(value, list) else [value])
+    module.requires_grad_(False)
+    module.eval()
+    module.to(device)
+    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
+    return BaseModel(module, codec, model.model)
+
+
+def _from_hugging_face(
+    model: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder or a hub id."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = os.fspath(Path(model.model).expanduser())
+    if not Path(source).is_dir():
+        source = model.model
+    from_hub: dict[str, Any] = {"local_files_only": model.local_files_only}
+    if model.revision:
+        from_hub["revision"] = model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **from_hub)
-        module: Any = AutoModelForCausalLM.from_pretrained(
+        module = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation=_attention(model, device, dtype), **from_hub
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -127,16 +150,7 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
             "Give a folder that holds config.json, the weights and the tokenizer, or a hub id "
             'that this machine can download; "embedded" always works.'
         ) from error
-    module.requires_grad_(False)
-    module.eval()
-    module.to(device)
-    ends: set[int] = set()
-    for value in (module.generation_config.eos_token_id, tokenizer.eos_token_id):
-        if value is not None:
-            ends.update(value if isinstance(value, list) else [value])
-    name = "embedded" if embedded else model.model
-    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
-    return BaseModel(module, codec, name)
+    return module, tokenizer
 
 
 def _attention(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:

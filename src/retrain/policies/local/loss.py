@@ -8,12 +8,14 @@ micro-batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from retrain.config.schema import LossConfig
+from retrain.policies.policy import UpdateStats
 
 _LOG_RATIO_LIMIT = 20.0
 _PPO_CLIP = (0.2, 0.2)
@@ -84,6 +86,24 @@ def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
     return 0.5 * x * x if estimator == "k2" else x.expm1() - x
 
 
+def update_stats(
+    parts: Sequence[LossParts], total: float, grad_norm: float | None, with_base: bool
+) -> UpdateStats:
+    """What an optimizer step did, whose loss is the sum of these parts."""
+    tokens = sum(part.tokens for part in parts)
+    return UpdateStats(
+        loss=total,
+        grad_norm=grad_norm,
+        stepped=True,
+        ratio_mean=sum(part.ratio_sum for part in parts) / tokens,
+        ratio_max=max(part.ratio_max for part in parts),
+        log_ratio_mean=sum(part.log_ratio_sum for part in parts) / tokens,
+        clip_fraction=sum(part.clipped for part in parts) / tokens,
+        kl_to_sampler=sum(part.kl_to_sampler_sum for part in parts) / tokens,
+        kl_to_base=sum(part.kl_to_base_sum for part in parts) / tokens if with_base else None,
+    )
+
+
 def _importance_sampling(
     rows: LossRows, log_ratio: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
@@ -118,7 +138,7 @@ def _gspo(rows: LossRows, log_ratio: Tensor, config: LossConfig) -> tuple[Tensor
 def _cispo(rows: LossRows, log_ratio: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
     """-stop_gradient(min(rho, ratio_max)) A log pi (MiniMax-M1, arXiv 2506.13585, eq. 4-5, with
     only the upper bound, as an absolute cap)."""
-    limit = config.ratio_max if config.ratio_max is not None else _CISPO_RATIO_MAX
+    limit = ratio_limit(config)
     ratio = log_ratio.exp().detach()
     return -ratio.clamp_max(limit) * rows.credit * rows.logprobs, ratio > limit
 
@@ -127,10 +147,23 @@ def _clip(
     ratio: Tensor, config: LossConfig, defaults: tuple[float, float], credit: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The clipped ratio, and where the clip takes the gradient away."""
+    low, high = clip_bounds(config, defaults)
+    binding = torch.where(credit > 0, ratio > high, ratio < low)
+    return ratio.clamp(low, high), binding.detach()
+
+
+def clip_bounds(
+    config: LossConfig, defaults: tuple[float, float] = _PPO_CLIP
+) -> tuple[float, float]:
+    """The smallest and the largest ratio that the clip leaves alone."""
     low = config.eps_low if config.eps_low is not None else defaults[0]
     high = config.eps_high if config.eps_high is not None else defaults[1]
-    binding = torch.where(credit > 0, ratio > 1.0 + high, ratio < 1.0 - low)
-    return ratio.clamp(1.0 - low, 1.0 + high), binding.detach()
+    return 1.0 - low, 1.0 + high
+
+
+def ratio_limit(config: LossConfig) -> float:
+    """The largest ratio that `cispo` leaves alone."""
+    return config.ratio_max if config.ratio_max is not None else _CISPO_RATIO_MAX
 
 
 _TERMS = {

@@ -18,8 +18,9 @@ from retrain.models.engine import Rows
 from retrain.models.lora import LoraAdapter, LoraSpec
 from retrain.policies.backends import BACKENDS
 from retrain.policies.local.base import BaseModel
-from retrain.policies.local.loss import LossParts, LossRows, policy_loss
+from retrain.policies.local.loss import LossParts, LossRows, policy_loss, update_stats
 from retrain.policies.local.memory import CPU_MICRO_BATCH, USABLE, fit_update, ran_out_of_memory
+from retrain.policies.local.optimizer import AdamW
 from retrain.policies.local.sampler import Decoding, sample
 from retrain.policies.policy import (
     NonFiniteUpdateError,
@@ -84,13 +85,15 @@ class LocalPolicy:
         )
         self._given = Sizes(micro_batch_tokens, gradient_checkpointing, decode_rows)
         self.sizes = self._given
-        self._params = torch.nn.Parameter(self.adapter.params)
-        self._params.grad = self.adapter.grads
-        self._optimizer = torch.optim.AdamW([self._params], lr=0.0)
+        self._optimizer = AdamW(self.adapter.params, self.adapter.grads)
 
     @property
     def device(self) -> str:
         return str(self.base.device)
+
+    @property
+    def context(self) -> int:
+        return self.base.context
 
     def sample(
         self,
@@ -157,7 +160,7 @@ class LocalPolicy:
                 f"the gradient's norm is {grad_norm} (the loss is {total:g})"
             )
         self._step(optimizer, grad_norm)
-        return _stats(parts, total, grad_norm, with_base=loss.kl_coef > 0)
+        return update_stats(parts, total, grad_norm, with_base=loss.kl_coef > 0)
 
     def _gradient(self, batch: TrainBatch, chosen: IntArray, loss: LossConfig) -> list[LossParts]:
         """The gradient of the chosen rows' loss, into `adapter.grads`."""
@@ -266,9 +269,7 @@ class LocalPolicy:
     def _step(self, step: OptimizerStep, grad_norm: float) -> None:
         if 0 < step.grad_clip < grad_norm:
             self.adapter.grads.mul_(step.grad_clip / grad_norm)
-        group = self._optimizer.param_groups[0]
-        group.update(lr=step.lr, betas=step.betas, weight_decay=step.weight_decay)
-        self._optimizer.step()
+        self._optimizer.step(step)
 
     def _micro_batches(self, batch: TrainBatch, chosen: IntArray) -> Iterator[TrainBatch]:
         """Rows sorted by length and cut so that no part holds more padded tokens than allowed
@@ -307,8 +308,7 @@ class LocalPolicy:
     def save(self, folder: Path) -> None:
         """adapter_config.json, adapter_model.safetensors (PEFT's names) and the optimizer."""
         self.adapter.save(folder)
-        state = self._optimizer.state.get(self._params, {})
-        tensors = {name: value.detach().cpu() for name, value in state.items()}
+        tensors = {name: value.cpu() for name, value in self._optimizer.state.items()}
         save_file(tensors, folder / _OPTIMIZER_FILE)
         # What was found out of the memory decides the last bits of what follows.
         (folder / _SIZES_FILE).write_text(json.dumps(asdict(self.sizes)) + "\n")
@@ -325,27 +325,10 @@ class LocalPolicy:
         state = load_file(folder / _OPTIMIZER_FILE, device=str(self.base.device))
         if "step" in state:
             state["step"] = state["step"].cpu()
-        self._optimizer.state[self._params] = dict(state)
+        self._optimizer.state = state
         if (folder / _SIZES_FILE).is_file():
             found = Sizes(**json.loads((folder / _SIZES_FILE).read_text()))
             self.sizes = self._given.or_else(found)
 
     def export(self, folder: Path) -> None:
         self.adapter.save(folder)
-
-
-def _stats(
-    parts: Sequence[LossParts], total: float, grad_norm: float, with_base: bool
-) -> UpdateStats:
-    tokens = sum(part.tokens for part in parts)
-    return UpdateStats(
-        loss=total,
-        grad_norm=grad_norm,
-        stepped=True,
-        ratio_mean=sum(part.ratio_sum for part in parts) / tokens,
-        ratio_max=max(part.ratio_max for part in parts),
-        log_ratio_mean=sum(part.log_ratio_sum for part in parts) / tokens,
-        clip_fraction=sum(part.clipped for part in parts) / tokens,
-        kl_to_sampler=sum(part.kl_to_sampler_sum for part in parts) / tokens,
-        kl_to_base=sum(part.kl_to_base_sum for part in parts) / tokens if with_base else None,
-    )

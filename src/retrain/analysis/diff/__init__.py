@@ -1,0 +1,1 @@
+"""`retrain diff`: two runs, two conditions or two campaigns side by side."""

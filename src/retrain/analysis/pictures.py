@@ -1,0 +1,74 @@
+"""The pictures of `report.md`, drawn by a process of their own.
+
+What draws them holds a JavaScript engine, which takes more memory than all the rest of a report
+and never gives it back; and the page can be written meanwhile.
+
+python -m retrain.analysis.pictures reads what to draw from its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retrain.analysis.curves import Curve
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of learning curves; the words are those of `charts.line_chart`."""
+
+    stem: str
+    """Its path without the ending; `.svg` and `.png` are written."""
+    curves: tuple[Curve, ...]
+    conditions: tuple[str, ...]
+    title: str
+    subtitle: str
+    y_title: str
+    as_percent: bool = False
+    markers: bool = False
+
+
+class Drawing:
+    """Pictures that are being drawn. `finish` has to be called; it raises RuntimeError when they
+    could not be."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        self._asked = json.dumps([asdict(picture) for picture in pictures]).encode()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(self._asked)
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # `finish` tells why
+        self._process.stdin = None
+
+    def finish(self) -> None:
+        _, words = self._process.communicate()
+        if self._process.returncode:
+            lines = words.decode(errors="replace").strip().splitlines() or ["no word"]
+            raise RuntimeError(f"the pictures could not be drawn: {lines[-1]}")
+
+
+def draw(asked: Sequence[dict[str, Any]]) -> None:
+    from retrain.analysis.charts import line_chart, write_chart
+
+    for picture in asked:
+        stem, conditions = Path(picture.pop("stem")), picture.pop("conditions")
+        curves = [Curve(**curve) for curve in picture.pop("curves")]
+        write_chart(line_chart(curves, conditions, **picture), stem)
+
+
+if __name__ == "__main__":
+    draw(json.load(sys.stdin))
