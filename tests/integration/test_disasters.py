@@ -88,7 +88,8 @@ def strike(kind):
         hang_here()
     if kind == "memory":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+        # A new thread alone may reserve 2**26 bytes of addresses.
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
         bytearray(2**32)
     if kind == "hoard":
         kept = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -183,14 +184,20 @@ def by_seed_and_problem(
     center = float(d_SP.mean())
     if fewest < 2:
         return Estimate(center, None, None, None, fewest)
-    rng = generator(seed, "seeds-and-problems")
     seeds = d_SP.shape[0]
-    weight_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
-    weight_DG = rng.multinomial(groups, np.full(groups, 1 / groups), draws)
+    weight_DS, weight_DG = _resamples(seeds, groups, draws, seed)
     totals_D = ((weight_DS @ sums_SG) * weight_DG).sum(axis=1)
     means_D = totals_D / (seeds * (weight_DG @ sizes_G))
     error = float(means_D.std(ddof=1)) * math.sqrt(fewest / (fewest - 1))
     return _estimate(center, error, fewest, confidence)
+
+
+@lru_cache(maxsize=1)
+def _resamples(seeds: int, groups: int, draws: int, seed: int) -> tuple[IntArray, IntArray]:
+    """How often each seed and each group is drawn, (draws, seeds) and (draws, groups)."""
+    rng = generator(seed, "seeds-and-problems")
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
+    return by_seed, rng.multinomial(groups, np.full(groups, 1 / groups), draws)
 
 
 def _estimate(mean: float, error: float, units: int, confidence: float) -> Estimate:

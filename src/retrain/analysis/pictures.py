@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ class Drawing:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        self._asked = json.dumps([asdict(picture) for picture in pictures]).encode()
+        asked = json.dumps([_plain(picture) for picture in pictures]).encode()
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(self._asked)
+            self._process.stdin.write(asked)
             self._process.stdin.close()
         except BrokenPipeError:
             pass  # `finish` tells why
@@ -59,6 +59,14 @@ class Drawing:
         if self._process.returncode:
             lines = words.decode(errors="replace").strip().splitlines() or ["no word"]
             raise RuntimeError(f"the pictures could not be drawn: {lines[-1]}")
+
+
+def _plain(one: Picture | Curve) -> dict[str, Any]:
+    """As `asdict`, which copies every point."""
+    found = {field.name: getattr(one, field.name) for field in fields(one)}
+    if isinstance(one, Picture):
+        found["curves"] = [_plain(curve) for curve in one.curves]
+    return found
 
 
 def draw(asked: Sequence[dict[str, Any]]) -> None:

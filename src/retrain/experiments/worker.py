@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrain.causes import cause_of
+from retrain.causes import MEMORY, cause_of
 from retrain.config.dump import read_run_config
 from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
@@ -64,8 +64,12 @@ class Train(Protocol):
 
 def load_train() -> Train:
     """The real training. This is where torch is imported."""
+    # Imports make much that stays and nothing to collect: looking through it costs half a second.
+    gc.disable()
     from retrain.training.run import BaseModels, train_run
 
+    gc.freeze()
+    gc.enable()
     return partial(train_run, bases=BaseModels())
 
 
@@ -147,9 +151,10 @@ class Worker:
             except BaseException as error:
                 traceback.print_exc()
                 # An unforeseen error may leave a process behind that fails every later run, as
-                # CUDA does after some: a fresh worker costs seconds.
-                fit = isinstance(error, RetrainError)
+                # CUDA does after some, and a full memory is empty in a fresh worker, which costs
+                # seconds.
                 cause = cause_of(error, run_dir)
+                fit = isinstance(error, RetrainError) and cause != MEMORY
                 self.send("failed", run=name, cause=cause, message=describe(error), retire=not fit)
             else:
                 measured = result.measured()
