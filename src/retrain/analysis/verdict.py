@@ -94,7 +94,7 @@ def decide(
     mean = contrast.mean_difference
     if mean is None or p is None:
         return Verdict("undecided", "undecided: no seed has a run of both conditions", first)
-    notes = _notes(paired, alpha, contrasts)
+    notes = _notes(paired, alpha)
     equivalent = margin is not None and p_equivalence is not None and p_equivalence <= alpha
     if p <= alpha and mean != 0 and contrast.low is not None and contrast.high is not None:
         kind: Kind = "better" if mean > 0 else "worse"
@@ -207,13 +207,13 @@ def _undecided(
     return Verdict("undecided", text, more, notes)
 
 
-def _notes(paired: Paired, alpha: float, contrasts: int) -> tuple[str, ...]:
+def _notes(paired: Paired, alpha: float) -> tuple[str, ...]:
     notes = []
     contrast = paired.contrast
     if paired.smallest_p > alpha and contrast.n:
         notes.append(
             f"{_differing(contrast.n - paired.ties)} cannot give a p value below "
-            f"{paired.smallest_p:g}; {fewest_seeds(alpha, contrasts)} can reach {alpha:g}"
+            f"{paired.smallest_p:g}; {fewest_seeds(alpha)} can reach {alpha:g}"
         )
     if 2 <= contrast.n <= 3:
         notes.append("with 3 or fewer seeds the interval rests on differences being normal")
