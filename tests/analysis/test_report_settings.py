@@ -5,6 +5,7 @@ import json
 import pytest
 from log_tree import Planned, metrics_row, write_campaign
 
+from retrain.analysis.closing import shared_notes
 from retrain.analysis.pooling import pool
 from retrain.analysis.records import read_campaign
 from retrain.analysis.settings import ReportSettings
@@ -139,6 +140,15 @@ def test_seeds_of_two_campaigns_pool(tmp_path):
     whole = judged(campaign(tmp_path / "whole", EIGHT))
     assert compare(pooled).contrasts == whole.contrasts
     assert pooled.name == "one + two"
+    assert compare(pooled).recorded
+    assert any("The seeds of 2 campaigns are pooled" in n for n in shared_notes(compare(pooled)))
+
+
+def test_pooled_with_one_that_recorded_nothing_nothing_was_planned(tmp_path):
+    runs = [Planned(label, 8, {"after": 0.5}) for label in "abc"]
+    old = read_campaign(write_campaign(tmp_path / "old", runs))
+    first = read_campaign(campaign(tmp_path / "new", EIGHT))
+    assert not compare(pool([first, old], tmp_path, chosen=False)).recorded
 
 
 @pytest.mark.parametrize(

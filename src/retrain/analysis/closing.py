@@ -109,6 +109,11 @@ def shared_notes(comparison: Comparison) -> list[str]:
         lines.append(who + (note if who else note[0].upper() + note[1:]) + ".")
     if not comparison.recorded:
         lines.append("These settings were not recorded before the first run.")
+    if comparison.pooled > 1:
+        lines.append(
+            f"The seeds of {comparison.pooled} campaigns are pooled; if the results of one decided "
+            "that there would be another, p values are too small."
+        )
     if comparison.added:
         lines.append(
             f"{plural(comparison.added, 'run')} joined the plan after others had begun; if their "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from retrain.analysis.reading import items
 from retrain.analysis.records import CampaignRecord, RunView
 from retrain.analysis.settings import ReportSettings
 from retrain.config.changes import differences, identity
@@ -39,6 +40,15 @@ def pool(campaigns: Sequence[CampaignRecord], folder: Path, *, chosen: bool) -> 
         first,
         folder=folder,
         title=" + ".join(campaign.name for campaign in campaigns),
+        pooled=len(campaigns),
+        planned=all(ReportSettings.of(campaign.manifest) for campaign in campaigns),
+        manifest={
+            **first.manifest,
+            **{
+                key: [entry for campaign in campaigns for entry in items(campaign.manifest, key)]
+                for key in ("runs", "dropped")
+            },
+        },
         seeds=tuple(seen),
         runs=tuple(run for campaign in campaigns for run in campaign.runs),
         status=next((c.status for c in campaigns if not c.finished), first.status),

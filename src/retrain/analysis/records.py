@@ -135,6 +135,10 @@ class CampaignRecord:
     retrain_version: str = ""
     title: str = ""
     """Of several campaigns as one; empty otherwise."""
+    pooled: int = 1
+    """How many campaigns this one is made of."""
+    planned: bool = True
+    """Whether all of them have recorded what they are judged by."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -98,6 +98,8 @@ class Comparison:
     """Whether `settings` are what the manifest held before the first run."""
     changes: tuple[str, ...]
     """Where `settings` differ from what was recorded."""
+    pooled: int
+    """Campaigns whose seeds are pooled."""
     added: int
     """Runs that were planned only after others had begun."""
     baseline: str
@@ -175,7 +177,8 @@ def compare(
         )
     return Comparison(
         settings=chosen,
-        recorded=planned is not None,
+        recorded=planned is not None and campaign.planned,
+        pooled=campaign.pooled,
         changes=tuple(planned.changes(chosen)) if planned and settings else (),
         added=sum("added" in run for run in items(campaign.manifest, "runs")),
         baseline=baseline,

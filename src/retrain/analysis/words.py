@@ -24,7 +24,9 @@ class Unit:
         return f"{round(self.scale * value, self.digits) + 0.0:+.{self.digits}f}"
 
     def size(self, value: float) -> str:
-        return f"{self.scale * value:.6g} {self.name}".rstrip()
+        number = f"{self.scale * value:.6g}"
+        name = self.name.removesuffix("s") if number == "1" else self.name
+        return f"{number} {name}".rstrip()
 
 
 def duration(seconds: float) -> str:
