@@ -36,6 +36,7 @@ from retrain.experiments.executors.executor import (
 )
 from retrain.experiments.live import RunsView
 from retrain.experiments.manifest import Manifest
+from retrain.experiments.outlook import resume_check
 from retrain.experiments.plan import plan_runs
 from retrain.experiments.resume import resume, resume_campaign
 from retrain.experiments.stopping import Stopping
@@ -171,6 +172,12 @@ def test_a_decision_outlives_a_kill_before_it_was_carried_out(tmp_path: Path) ->
     assert [(entry["condition"], entry["seeds"]) for entry in decided] == [("bad", 3)]
     assert statuses(folder)["bad_s3"] == "running"
     assert "dropped" not in statuses(folder).values()
+    console, output = plain_console()
+    resume_check(folder, as_json=True, console=console)
+    found = {run["name"]: run for run in json.loads(output.getvalue())}
+    assert not found["bad_s4"]["resumes"]
+    assert found["bad_s4"]["notes"] == ["its condition was stopped for futility"]
+    assert found["good_s4"]["resumes"]
     result, text = go_on(folder)
     assert (result.exit_code, statuses(folder)) == (0, expected())
     assert RunRecord.read(folder / "runs/bad_s3").data["attempts"] == 1

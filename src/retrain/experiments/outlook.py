@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrain.analysis.records import MANIFEST_FILE, RunView, find_records
+from retrain.analysis.reading import items, text
+from retrain.analysis.records import MANIFEST_FILE, CampaignRecord, RunView, find_records
 from retrain.causes import INFRASTRUCTURE
 from retrain.errors import InputError
 from retrain.experiments.paths import shown
@@ -49,8 +50,8 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     console = console or Console()
     found = find_records([folder])
     outlooks = [
-        *(_outlook(run, of_campaign=True) for campaign in found.campaigns for run in campaign.runs),
-        *(_outlook(run, of_campaign=False) for run in found.runs),
+        *(_outlook(run, campaign) for campaign in found.campaigns for run in campaign.runs),
+        *(_outlook(run) for run in found.runs),
     ]
     if not outlooks:
         raise InputError(nothing_in(folder))
@@ -78,16 +79,20 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     return int(any("damaged" in note for outlook in outlooks for note in outlook.notes))
 
 
-def _outlook(view: RunView, *, of_campaign: bool) -> Outlook:
+def _outlook(view: RunView, campaign: CampaignRecord | None = None) -> Outlook:
     point = find_resume_point(view.folder)
     notes = [f"{path.name} is damaged: {reason}" for path, reason in point.skipped]
     resumes = view.state not in {"done", "diverged", "running", "dropped"}
     if view.state == "running":
         notes.append("it is being trained now")
-    if view.state == "failed" and view.cause not in INFRASTRUCTURE:
+    dropped = items(campaign.manifest, "dropped") if campaign else []
+    if resumes and view.condition in [text(entry, "condition") for entry in dropped]:
+        resumes = False
+        notes.append("its condition was stopped for futility")
+    elif view.state == "failed" and view.cause not in INFRASTRUCTURE:
         # A run that is resumed by its own name is tried again; a campaign leaves it alone.
-        resumes = not of_campaign
-        only = ", so only with --retry-failed" if of_campaign else ""
+        resumes = campaign is None
+        only = ", so only with --retry-failed" if campaign else ""
         notes.append(f"it failed by an error of its own{only}: {view.message}")
     return Outlook(
         name=view.name,
