@@ -197,7 +197,7 @@ def _with_folders(run: RunConfig) -> RunConfig:
 def _algorithm(found: _Findings, condition: Condition, run: RunConfig) -> None:
     from retrain.advantages.algorithm import AlgorithmError, algorithm_of
     from retrain.advantages.credit import probe_algorithm
-    from retrain.policies.backends import BACKENDS
+    from retrain.policies.backends import capabilities_of, place_of
 
     settings = run.algorithm
     dotted = [key for key in _PLUGIN_KEYS if "." in getattr(settings, key.partition(".")[2])]
@@ -218,9 +218,8 @@ def _algorithm(found: _Findings, condition: Condition, run: RunConfig) -> None:
     except ValueError as error:
         guilty = [key for key in dotted if getattr(settings, key.partition(".")[2]) in str(error)]
         complain((guilty or dotted or ["algorithm.advantage_mode"])[0], str(error))
-    capabilities = BACKENDS[run.backend.backend]
-    if algorithm.needs_entropies and not capabilities.token_entropies:
-        message = f"needs token entropies, which backend {show(run.backend.backend)} does not give"
+    if algorithm.needs_entropies and not capabilities_of(run).token_entropies:
+        message = f"needs token entropies, which {place_of(run)} does not give"
         found.error(condition, "algorithm.uncertainty_kind", message)
     if algorithm.uses_sepa:
         _sepa(found, condition, run)

@@ -37,6 +37,8 @@ OTHER: dict[str, Any] = {
     "training.decode_rows": 8,
     "model.attention": "eager",
     "backend.backend": "tinker",
+    "inference.engine": "openai",
+    "loss.sampler_correction": "truncate",
     "data.subjects": ["algebra"],
     "data.instruction": "Answer with a number.",
     "reward.type": "custom",

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from tests.loopback.faults import Fault
+from tests.loopback.ledger import is_closed
+from tests.loopback.server import LOOK_S, Answer, Handler, Hangup
 from tests.tinker.errors import ApiError
-from tests.tinker.faults import Fault
-from tests.tinker.ledger import is_closed
 from tests.tinker.service import Future, Service
 
 if TYPE_CHECKING:
-    from tests.tinker.server import Handler
     from tests.tinker.standin import StandIn
 
 PROTOBUF = "application/x-protobuf"
-LOOK_S = 0.5
-"""How often a held poll looks whether its client is still there."""
 POLLED = frozenset(
     {
         "create_model",
@@ -41,24 +38,6 @@ DIRECT = frozenset(
         "create_sampling_session",
     }
 )
-
-
-class Hangup(Exception):  # noqa: N818
-    """The connection is closed without (the rest of) an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    body: bytes
-    status: int = 200
-    content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    cut: bool = False
-    """Only half of it is sent, then the connection is closed."""
-
-    @classmethod
-    def json(cls, value: Any, status: int = 200) -> Answer:
-        return cls(json.dumps(value).encode(), status)
 
 
 @dataclass(slots=True)
@@ -143,20 +122,7 @@ class Router:
         """What a fault does to a request that has not been answered yet."""
         if fault.kind == "status":
             raise ApiError(fault.status, "injected", fault.headers)
-        if fault.kind == "drop":
-            raise Hangup
-        if fault.kind == "timeout":
-            self._hold(fault.seconds or 3600.0)
-            raise Hangup
-        if fault.kind == "slow":
-            self._hold(fault.seconds)
-
-    def _hold(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, LOOK_S))
-            if is_closed(self.handler.connection):
-                raise Hangup
+        self.handler.suffer(fault)
 
     def _retrieve(self) -> Answer:
         body = self.json()

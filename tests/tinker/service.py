@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tests.loopback.faults import Fault
+from tests.loopback.ledger import Call
 from tests.tinker.compute import Compute, Job, Sampler, SampleWork
 from tests.tinker.errors import ApiError, UserError
-from tests.tinker.faults import Fault
-from tests.tinker.ledger import Call
 from tests.tinker.model import Meta, Model
 from tests.tinker.saved import Saved, checked_name
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from urllib.parse import urlsplit
 
-from retrain.config.findings import Finding, idle, no_device
+from retrain.config.findings import Finding, idle, no_device, no_url
 from retrain.config.messages import show
 from retrain.config.schema import RunConfig
 
@@ -15,6 +14,8 @@ LOCAL_KEYS = {
     "model.lora_targets": "the service adapts every linear layer but the output head",
     "model.attention": "the model runs at the service",
     "model.dtype": "the model runs at the service",
+    "loss.sampler_correction": "the service's losses know none",
+    "loss.truncate": "the service's losses know no correction",
     "training.micro_batch_tokens": "the update is computed at the service",
     "training.gradient_checkpointing": "the update is computed at the service",
     "training.decode_rows": "completions are sampled at the service",
@@ -41,21 +42,5 @@ def check_backend(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
         if key in written:
             reason = f"backend = {show(backend)}, and {why}"
             yield idle(key, reason, "backend.backend", is_error=True)
-    if problem := _no_url(run.model.base_url):
+    if problem := no_url(run.model.base_url):
         yield Finding("model.base_url", problem)
-
-
-def _no_url(url: str) -> str:
-    """What is wrong with the address of a service; empty when nothing is."""
-    if not url:
-        return ""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        good = False
-    if not good:
-        return f'{show(url)} is no address; it looks like "https://host/path"'
-    if parts.username or parts.password:
-        return "must not hold a name or a password: it is written into every run's config"
-    return ""

@@ -17,6 +17,7 @@ from retrain.config.campaign_checks import check_campaign, check_report, check_s
 from retrain.config.conditions import Condition
 from retrain.config.data_checks import check_data
 from retrain.config.findings import Finding, idle, written_key
+from retrain.config.inference_checks import check_inference
 from retrain.config.messages import near, show
 from retrain.config.reward_checks import check_reward
 from retrain.config.schema import RetrainConfig, RunConfig
@@ -90,6 +91,7 @@ def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     yield from check_reward(run, written)
     yield from _evaluation(run, written)
     yield from check_backend(run, written)
+    yield from check_inference(run, written)
     yield from _places(run, written)
     yield from check_tracking(run, written)
 

@@ -109,11 +109,11 @@ def _step(loaded: LoadedConfig) -> dict[str, Any]:
 
 def _backend(loaded: LoadedConfig) -> dict[str, Any]:
     from retrain.models.folder import inspect
-    from retrain.policies.backends import BACKENDS
+    from retrain.policies.backends import capabilities_of
 
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     model = inspect(config.model, loaded.base_dir)
-    capabilities = asdict(BACKENDS[config.backend.backend])
+    capabilities = asdict(capabilities_of(config))
     local = config.backend.backend == "local"
     return {
         "backend": config.backend.backend,
@@ -121,6 +121,8 @@ def _backend(loaded: LoadedConfig) -> dict[str, Any]:
         "model": config.model.model,
         "context": model.context if local or config.model.model == EMBEDDED else None,
         "downloaded": model.path is not None,
+        "sampled_by": config.inference.engine,
+        "server": config.inference.url,
         **capabilities,
         "losses": sorted(capabilities["losses"]),
     }
@@ -355,6 +357,9 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
     ):
         (can if backend[key] else cannot).append(words)
     view.add_row("backend", f"{backend['backend']} on {backend['device']}")
+    if backend["sampled_by"] != "local":
+        server = f"{backend['sampled_by']} at {backend['server']}; updates are made here"
+        view.add_row("sampled by", Text(server))
     view.add_row("  can", "; ".join(reversed(can)))
     view.add_row("  cannot", "; ".join(cannot) or "nothing that this config could ask for")
     at_a_time = plural(capacity["effective_parallelism"], "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from retrain.config.messages import near, show
 
@@ -43,3 +44,19 @@ def no_device(device: str) -> str:
     hint = hint or near(device, ("auto", "cpu", "cuda"))
     remedy = f"; did you mean {hint[0]}?" if hint else ""
     return f'{show(device)} is no device; "auto", "cpu", "cuda", or "cuda:1" is wanted{remedy}'
+
+
+def no_url(url: str) -> str:
+    """What is wrong with the address of a service; empty when nothing is."""
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good:
+        return f'{show(url)} is no address; it looks like "https://host/path"'
+    if parts.username or parts.password:
+        return "must not hold a name or a password: it is written into every run's config"
+    return ""

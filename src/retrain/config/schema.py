@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from retrain.config.evidence import ReportConfig
+from retrain.config.inference import InferenceConfig
 from retrain.config.stopping import StoppingConfig
 from retrain.config.table import (
     AdvantageMode,
@@ -144,6 +145,12 @@ class LossConfig(Table):
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Estimator of that KL per token: `k2` = x^2 / 2, `k3` = exp(x) - 1 - x, with x = log base -
     log policy."""
+    sampler_correction: Literal["auto", "off", "truncate"] = "auto"
+    """Importance weights, cut off at `truncate`, for a sampler whose probabilities are not quite
+    the trainer's; see `docs/inference.md`. `auto`: `truncate` with a server in `[inference]`, else
+    `off`."""
+    truncate: Annotated[float, Field(ge=1.0)] = 2.0
+    """Largest of these weights."""
 
 
 class TrainingConfig(Table):
@@ -421,6 +428,8 @@ class ConditionConfig(Table):
     """Changes to `[evaluation]`."""
     backend: dict[str, Any] = Field(default_factory=dict)
     """Changes to `[backend]`."""
+    inference: dict[str, Any] = Field(default_factory=dict)
+    """Changes to `[inference]`."""
 
 
 class CampaignConfig(Table):
@@ -515,8 +524,15 @@ class RunConfig(Table):
     reward: RewardConfig = Field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     plugins: PluginsConfig = Field(default_factory=PluginsConfig)
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether `[loss].sampler_correction` is in force."""
+        given = self.loss.sampler_correction
+        return given == "truncate" or (given == "auto" and self.inference.engine != "local")
 
 
 if TYPE_CHECKING:

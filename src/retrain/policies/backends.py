@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
-from retrain.config.schema import LossConfig
+from retrain.config.schema import LossConfig, RunConfig
 from retrain.policies.policy import Capabilities
 
 BACKENDS: dict[str, Capabilities] = {
@@ -25,3 +26,15 @@ BACKENDS: dict[str, Capabilities] = {
         dual_clip=False,
     ),
 }
+
+
+def capabilities_of(run: RunConfig) -> Capabilities:
+    """What a run's policy can do, with the server that samples for it, if there is one."""
+    found = BACKENDS[run.backend.backend]
+    return found if run.inference.engine == "local" else replace(found, token_entropies=False)
+
+
+def place_of(run: RunConfig) -> str:
+    """Where a run samples, for messages: `backend "tinker"`, or `engine "openai"`."""
+    remote = run.inference.engine != "local"
+    return f'engine "{run.inference.engine}"' if remote else f'backend "{run.backend.backend}"'

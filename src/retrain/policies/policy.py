@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrain.config.schema import LossConfig
-from retrain.types import Completion, IntArray, OnDone, Problem, SamplingParams, TrainBatch
+from retrain.types import (
+    Completion,
+    FloatArray,
+    IntArray,
+    OnDone,
+    Problem,
+    SamplingParams,
+    TrainBatch,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,8 @@ class UpdateStats:
     (or a KL penalty); None when there was none.
 
     grad_norm is before clipping, None where it is not told. `stepped` is False when no token
-    carried credit.
+    carried credit. sampler_ess is the effective sample size of the loss's own importance weights
+    over their number, where `[loss].sampler_correction` truncates them.
     """
 
     loss: float
@@ -64,6 +73,7 @@ class UpdateStats:
     clip_fraction: float | None
     kl_to_sampler: float | None
     kl_to_base: float | None
+    sampler_ess: float | None = None
 
 
 class NonFiniteUpdateError(Exception):
@@ -109,6 +119,10 @@ class Policy(Protocol):
     def context(self) -> int:
         """Tokens of prompt and completion together that its model holds."""
 
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """Numbers of its own for the present step's row of metrics."""
+
     def sample(
         self,
         prompts: Sequence[IntArray],
@@ -135,3 +149,12 @@ class Policy(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT format where it can be had so."""
+
+
+@runtime_checkable
+class ScoresTokens(Protocol):
+    """A policy whose own log-probabilities of given completions can be had."""
+
+    def completion_logprobs(self, batch: TrainBatch) -> FloatArray:
+        """(rows, tokens) log-probabilities of the batch's completion tokens under the weights as
+        they are and at the batch's temperature; 0 on padding."""

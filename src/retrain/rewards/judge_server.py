@@ -9,10 +9,11 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from retrain.answers import retry_after as _retry_after
+from retrain.answers import said as _said
 from retrain.config.messages import did_you_mean, show
 from retrain.rewards.reward import RewardFailedError
 
@@ -205,16 +206,6 @@ class JudgeClient:
         return f"{self._server.place}.{name}"
 
 
-def _said(response: httpx.Response) -> str:
-    """Status and the server's own words."""
-    text = response.text.strip()
-    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
-        text = str(response.json()["error"]["message"])
-    phrase = f"{response.status_code} {response.reason_phrase}".strip()
-    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
-    return f"{phrase}: {shown}" if shown else phrase
-
-
 def _pause(key: str, attempt: int, wanted: float | None) -> float:
     """Seconds before the next try: twice as long each time, by a share that `key` decides, so that
     those who failed together do not come back together; or what the server wants, if longer."""
@@ -222,17 +213,3 @@ def _pause(key: str, attempt: int, wanted: float | None) -> float:
     share = 0.5 + int.from_bytes(digest) / 2**33
     pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**attempt) * share
     return max(pause, min(wanted or 0.0, LONGEST_RETRY_AFTER_S))
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The header of this name: seconds, or a date."""
-    text = headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(text))
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        import time
-
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None

@@ -16,11 +16,13 @@ from retrain.rewards.reward import Reward, Scoring
 from retrain.tasks.task import Task
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints
+from retrain.training.correction import SamplerCorrection, resolved_loss
 from retrain.training.evaluation import EvaluationResult, evaluate
 from retrain.training.metrics import (
     Clock,
     evaluation_metrics,
     rollout_metrics,
+    sampler_metrics,
     time_metrics,
     update_metrics,
 )
@@ -59,6 +61,7 @@ def train(run: Run) -> None:
     are then those of the last finished step. Raises RunStopped when `run.stop()` says so.
     """
     config, training, state, policy = run.config, run.config.training, run.state, run.policy
+    loss = resolved_loss(config)
     if state.step == 0 and config.evaluation.before_training:
         _evaluate(run)
     for step in range(state.step, training.max_steps):
@@ -77,6 +80,8 @@ def train(run: Run) -> None:
                 run.algorithm.needs_entropies,
                 scoring.on_done,
             )
+        # The evaluation after the update has a sampler of its own.
+        measured = policy.measured
         with clock("reward"):
             groups = scoring.scored(groups)
         try:
@@ -84,9 +89,10 @@ def train(run: Run) -> None:
                 credit = assign_credit(
                     groups, run.algorithm, step, sepa_lambda, policy.codec.pieces, run=run.name
                 )
+                correction = SamplerCorrection(config, policy)
                 updates = [
-                    policy.update(batch, config.loss, optimizer_at(training, step))
-                    for batch in optimizer_batches(groups, credit, config, step)
+                    policy.update(batch, loss, optimizer_at(training, step))
+                    for batch in optimizer_batches(groups, credit, config, step, correction)
                 ]
         except (NonFiniteUpdateError, NonFiniteError) as error:
             raise DivergedError(step, str(error)) from error
@@ -109,6 +115,7 @@ def train(run: Run) -> None:
             "sepa_lambda": sepa_lambda,
             "sepa_gate_open": gate_open,
             **update_metrics(updates, training, step),
+            **sampler_metrics(config, measured, updates, correction.ess),
             **evaluation_metrics(evaluation),
             **time_metrics(clock, rolled["tokens"]),
         }

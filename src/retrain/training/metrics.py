@@ -5,14 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from retrain.advantages.credit import Credit
-from retrain.config.schema import TrainingConfig
+from retrain.config.schema import RunConfig, TrainingConfig
 from retrain.policies.policy import UpdateStats
 from retrain.training.evaluation import EvaluationResult
 from retrain.training.schedule import learning_rate
@@ -99,6 +99,23 @@ def update_metrics(
         "lr": learning_rate(training, step),
         "num_updates": len(stepped),
     }
+
+
+def sampler_metrics(
+    config: RunConfig,
+    measured: Mapping[str, float],
+    updates: Sequence[UpdateStats],
+    ess: float | None,
+) -> dict[str, Any]:
+    """What is known of a sampler that is not the trainer itself; nothing for one that is.
+
+    measured: the policy's own numbers. ess: of weights that are in the credit.
+    """
+    found: dict[str, Any] = dict(measured)
+    if config.corrects_sampler:
+        own = _mean([update.sampler_ess for update in updates if update.stepped])
+        found["sampler_ess"] = own if ess is None else ess
+    return found
 
 
 def evaluation_metrics(result: EvaluationResult | None) -> dict[str, Any]:

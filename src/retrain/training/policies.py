@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_policy(
-    config: RunConfig, place: BackendConfig, bases: BaseModels, checkpoint: Path | None
+    config: RunConfig,
+    place: BackendConfig,
+    bases: BaseModels,
+    checkpoint: Path | None,
+    name: str,
+    run_dir: Path,
 ) -> Iterator[Policy]:
     """The policy as it was at the checkpoint, or as a run begins. What it holds of a service is let
     go when the block ends.
 
-    place: `[backend]` as the run's place fills it in. Raises ConfigError or InputError when the
-    policy cannot be had.
+    place: `[backend]` as the run's place fills it in. name: the run's.
+    Raises ConfigError or InputError when the policy cannot be had.
     """
     model = config.model
     if config.backend.backend == "tinker":
@@ -48,7 +53,13 @@ def opened_policy(
         local.load(checkpoint)
     elif model.init_adapter:
         _start_from(local, model)
-    yield local
+    if config.inference.engine == "local":
+        yield local
+        return
+    from retrain.policies.inference.policy import opened
+
+    with opened(local, config, name, run_dir) as policy:
+        yield policy
 
 
 def _local(config: RunConfig, base: BaseModel) -> LocalPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +77,18 @@ def sample_groups(
 
 
 def optimizer_batches(
-    groups: Sequence[Group], credit: Credit, config: RunConfig, step: int
+    groups: Sequence[Group],
+    credit: Credit,
+    config: RunConfig,
+    step: int,
+    correct: Callable[[TrainBatch], TrainBatch] = lambda batch: batch,
 ) -> Iterator[TrainBatch]:
     """The step's optimizer steps in order: `updates_per_batch` passes over the completions, each
     cut into `minibatches` equal shares in an order from a keyed stream. Shares that hold nothing,
-    as completions were left out, are left out too."""
+    as completions were left out, are left out too.
+
+    correct: applied to the whole batch when the first is asked for, before any update.
+    """
     training = config.training
     rows = [completion for group in groups for completion in group.completions]
     whole = TrainBatch(
@@ -94,6 +101,8 @@ def optimizer_batches(
         weight=np.zeros(credit.mask.shape),
         temperature=training.temperature,
     )
+    if whole.num_rows:
+        whole = correct(whole)
     for update in range(training.updates_per_batch):
         order = np.arange(whole.num_rows)
         if training.minibatches > 1:

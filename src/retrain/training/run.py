@@ -182,7 +182,7 @@ def _train(
         trackers.start()
         spent_before = trained_seconds(run_dir)
         checkpoint = point.checkpoint.folder if point.checkpoint else None
-        with opened_policy(config, place, bases, checkpoint) as policy:
+        with opened_policy(config, place, bases, checkpoint, name, run_dir) as policy:
             record.update(device=policy.device, threads=place.threads or 1)
             heard = trackers.heeded(on_row)
             run = assemble(config, record, state, policy, point, heard, stop, lock)

@@ -8,8 +8,10 @@ micro-batches.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -36,8 +38,37 @@ class LossRows:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightSums:
+    """Sums over tokens of truncated importance weights w, and how many they are."""
+
+    count: float
+    total: float
+    squares: float
+
+    @classmethod
+    def of(cls, weights: Tensor) -> WeightSums:
+        """weights: any shape."""
+        values = weights.detach().double()
+        return cls(values.numel(), float(values.sum()), float((values * values).sum()))
+
+    def __add__(self, other: WeightSums) -> WeightSums:
+        return WeightSums(
+            self.count + other.count, self.total + other.total, self.squares + other.squares
+        )
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size over the number of tokens, (sum w)^2 / (n sum w^2) (Kong 1992):
+        1 when all weights are equal."""
+        return self.total**2 / (self.count * self.squares)
+
+
+@dataclass(frozen=True, slots=True)
 class LossParts:
-    """`loss` is a scalar with gradient. The rest are sums over the rows' tokens, for logging."""
+    """`loss` is a scalar with gradient. The rest are sums over the rows' tokens, for logging.
+
+    weights: of the importance weights, where the loss truncates them.
+    """
 
     loss: Tensor
     tokens: float
@@ -47,6 +78,7 @@ class LossParts:
     clipped: float
     kl_to_sampler_sum: float
     kl_to_base_sum: float
+    weights: WeightSums | None = None
 
 
 def policy_loss(rows: LossRows, config: LossConfig) -> LossParts:
@@ -76,7 +108,16 @@ def policy_loss(rows: LossRows, config: LossConfig) -> LossParts:
             clipped=float((clipped & mask & (rows.credit != 0)).sum()),
             kl_to_sampler_sum=float(kl_estimate(log_ratio[mask], "k3").sum()),
             kl_to_base_sum=kl_to_base_sum,
+            weights=WeightSums.of(on_tokens.clamp_max(config.truncate))
+            if _truncates(config)
+            else None,
         )
+
+
+def _truncates(config: LossConfig) -> bool:
+    """Whether the loss's own ratio is the correction for the sampler; the other losses have theirs
+    in the credit (`training/correction.py`)."""
+    return config.type == "importance_sampling" and config.sampler_correction == "truncate"
 
 
 def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
@@ -91,6 +132,7 @@ def update_stats(
 ) -> UpdateStats:
     """What an optimizer step did, whose loss is the sum of these parts."""
     tokens = sum(part.tokens for part in parts)
+    weights = [part.weights for part in parts if part.weights is not None]
     return UpdateStats(
         loss=total,
         grad_norm=grad_norm,
@@ -101,15 +143,22 @@ def update_stats(
         clip_fraction=sum(part.clipped for part in parts) / tokens,
         kl_to_sampler=sum(part.kl_to_sampler_sum for part in parts) / tokens,
         kl_to_base=sum(part.kl_to_base_sum for part in parts) / tokens if with_base else None,
+        sampler_ess=reduce(operator.add, weights).ess if weights else None,
     )
 
 
 def _importance_sampling(
     rows: LossRows, log_ratio: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
-    """-rho A: the off-policy policy gradient, unbiased and unclipped."""
-    del config
-    return -log_ratio.exp() * rows.credit, torch.zeros_like(rows.mask)
+    """-rho A: the off-policy policy gradient, unbiased and unclipped. With a sampler correction its
+    gradient is that of -min(rho, truncate) A log pi: truncated importance sampling (Ionides 2008)
+    in which a large ratio bounds a token's weight and does not silence it."""
+    ratio = log_ratio.exp()
+    if not _truncates(config):
+        return -ratio * rows.credit, torch.zeros_like(rows.mask)
+    # Exactly 1 where nothing is cut off.
+    share = (ratio.clamp_max(config.truncate) / ratio).detach()
+    return -ratio * share * rows.credit, ratio.detach() > config.truncate
 
 
 def _ppo(rows: LossRows, log_ratio: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

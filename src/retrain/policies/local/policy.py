@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from retrain.policies.policy import (
     OptimizerStep,
     UpdateStats,
 )
-from retrain.types import Completion, IntArray, OnDone, SamplingParams, TrainBatch
+from retrain.types import Completion, FloatArray, IntArray, OnDone, SamplingParams, TrainBatch
 
 _log = logging.getLogger("retrain")
 
@@ -94,6 +94,15 @@ class LocalPolicy:
     @property
     def context(self) -> int:
         return self.base.context
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps behind it."""
+        return int(self._optimizer.state["step"]) if "step" in self._optimizer.state else 0
 
     def sample(
         self,
@@ -265,6 +274,17 @@ class LocalPolicy:
             with torch.no_grad():
                 logprobs = session.logprobs(prompts, rows, micro.temperature)
             yield logprobs, rows.mask
+
+    def completion_logprobs(self, batch: TrainBatch) -> FloatArray:
+        """As `ScoresTokens.completion_logprobs`."""
+        found = np.zeros(batch.mask.shape)
+        order, start = np.argsort(batch.mask.sum(axis=1), kind="stable"), 0
+        for logprobs, mask in self.logprobs(batch):
+            rows = order[start : start + len(mask)]
+            values = torch.where(mask, logprobs, 0.0).double().cpu().numpy()
+            found[rows, : values.shape[1]] = values
+            start += len(rows)
+        return found
 
     def _step(self, step: OptimizerStep, grad_norm: float) -> None:
         if 0 < step.grad_clip < grad_norm:

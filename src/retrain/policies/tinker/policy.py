@@ -94,6 +94,10 @@ class TinkerPolicy:
         return models[name].max_context_length or _ENDLESS
 
     @property
+    def measured(self) -> Mapping[str, float]:
+        return {}
+
+    @property
     def codec(self) -> ChatCodec:
         if self._codec is None:
             self._codec = load_codec(

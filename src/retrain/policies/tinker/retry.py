@@ -19,7 +19,10 @@ from tinker.lib.retryable_exception import RetryableException
 from tinker.types import RequestErrorCategory
 
 from retrain import seeding
-from retrain.errors import RetrainError
+from retrain.policies.lost import CallLostError as CallLostError
+from retrain.policies.lost import GoneError as GoneError
+from retrain.policies.lost import RefusedError as RefusedError
+from retrain.policies.lost import ServiceLostError as ServiceLostError
 
 _SHOWN_CHARACTERS = 300
 
@@ -52,23 +55,6 @@ class Patience:
         for attempt in range(self.attempts - 1):
             pause = min(self.first_pause_s * 2**attempt, self.longest_pause_s)
             yield pause * float(varied.uniform(0.5, 1.5))
-
-
-class ServiceLostError(RetrainError, ConnectionError):
-    """The service cannot be had, or has lost something of ours: the run goes on later, from its
-    last checkpoint."""
-
-
-class CallLostError(ServiceLostError):
-    """One call has failed for good while others may succeed."""
-
-
-class GoneError(ServiceLostError):
-    """What a call is about is not at the service, or no longer."""
-
-
-class RefusedError(RetrainError):
-    """The service has understood, and will not."""
 
 
 class Failure(Enum):

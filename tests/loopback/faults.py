@@ -1,4 +1,4 @@
-"""What goes wrong on the stand-in, and when: a plan of faults, each of which hits chosen requests.
+"""What goes wrong on a test server, and when: a plan of faults, each of which hits chosen requests.
 
 The plan is plain data, so that another process can hand it over as JSON.
 """
@@ -15,8 +15,22 @@ import numpy as np
 
 from retrain import seeding
 
-Kind = Literal["status", "timeout", "drop", "slow", "paused", "lost", "failed"]
+Kind = Literal[
+    "status",
+    "timeout",
+    "drop",
+    "slow",
+    "paused",
+    "lost",
+    "failed",
+    "stale",
+    "temperature",
+    "noise",
+]
 On = Literal["submit", "retrieve"]
+
+_ONLY = {"stale": "load_lora_adapter", "temperature": "completions", "noise": "completions"}
+"""The one route at which these mean anything."""
 
 
 @dataclass(slots=True)
@@ -28,10 +42,14 @@ class Fault:
                  answer; "slow" answers after `seconds`; "paused" keeps the caller polling for
                  `seconds` with the queue state of a service without capacity; "lost" forgets the
                  result (410 for good); "failed" answers a failed request of `category`.
-    route:       of which operation: "asample", "forward_backward", "optim_step", "get_info", …;
-                 a pattern such as "*weights*".
-    on:          whether it hits the request itself or the polls for its result. "lost" and
-                 "failed" are chosen at the request and seen at the poll, "paused" likewise.
+                 Of the inference server: "stale" answers that an adapter is loaded, and goes on
+                 with the weights it has; "temperature" samples at `amount` whatever was asked for;
+                 "noise" adds normal noise of this `amount` to the log-probabilities it tells.
+    route:       of which operation: "asample", "forward_backward", "optim_step", "get_info", …,
+                 "completions", "load_lora_adapter", …; a pattern such as "*weights*".
+    on:          whether it hits the request itself or the polls for its result; where there are
+                 no polls, whether before or after the work. "lost" and "failed" are chosen at the
+                 request and seen at the poll, "paused" likewise.
     times, skip: so many requests are hit, after so many were let through; None is for ever.
     share:       of the requests that are neither skipped nor too late, so many are hit.
     carried_out: whether the operation is done although its caller is told otherwise. Of faults
@@ -49,6 +67,7 @@ class Fault:
     seconds: float = 0.0
     carried_out: bool = False
     category: str = "server"
+    amount: float = 0.0
     headers: Mapping[str, str] = field(default_factory=dict)
     seen: int = 0
     hits: int = 0
@@ -66,6 +85,8 @@ class Faults:
         fault = Fault(kind, **fields)
         if kind in ("lost", "failed", "paused"):
             fault.on = "submit"
+        if fault.route == "*":
+            fault.route = _ONLY.get(kind, "*")
         with self._lock:
             self._plan.append(fault)
         return fault

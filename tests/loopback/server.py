@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the stand-in: one thread a connection."""
+"""HTTP/1.1 for the test servers: one thread a connection."""
 
 from __future__ import annotations
 
@@ -6,15 +6,38 @@ import contextlib
 import json
 import socket
 import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.tinker.errors import ApiError
-from tests.tinker.router import Answer, Hangup, Router
+from tests.loopback.faults import Fault
+from tests.loopback.ledger import Ledger, is_closed
 
-if TYPE_CHECKING:
-    from tests.tinker.standin import StandIn
+LOOK_S = 0.5
+"""How often a held request looks whether its client is still there."""
+
+
+class Hangup(Exception):  # noqa: N818
+    """The connection is closed without (the rest of) an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Only half of it is sent, then the connection is closed."""
+
+    @classmethod
+    def json(
+        cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        return cls(json.dumps(value).encode(), status, headers=headers or {})
 
 
 class Server(ThreadingHTTPServer):
@@ -24,12 +47,15 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, port: int, standin: StandIn) -> None:
+    def __init__(
+        self, port: int, respond: Callable[[Handler, bytes], Answer], ledger: Ledger
+    ) -> None:
+        """respond: answers a request with this body, or raises Hangup."""
         super().__init__(("127.0.0.1", port), Handler)
-        self.standin = standin
+        self.respond, self.ledger = respond, ledger
         self.open: set[socket.socket] = set()
         self._thread = threading.Thread(
-            target=self.serve_forever, args=(0.02,), name="standin-http", daemon=True
+            target=self.serve_forever, args=(0.02,), name="loopback-http", daemon=True
         )
         self._thread.start()
 
@@ -57,25 +83,36 @@ class Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.server.open.discard(self.connection)
-        self.server.standin.ledger.closed(self.connection)
+        self.server.ledger.closed(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def suffer(self, fault: Fault) -> None:
+        """What these faults do to a request that has not been answered yet."""
+        if fault.kind == "drop":
+            raise Hangup
+        if fault.kind == "timeout":
+            self._hold(fault.seconds or 3600.0)
+            raise Hangup
+        if fault.kind == "slow":
+            self._hold(fault.seconds)
+
+    def _hold(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_S))
+            if is_closed(self.connection):
+                raise Hangup
+
     def _respond(self) -> None:
         body = self._body()
         try:
-            standin = self.server.standin
-            self._send(Router(self, standin, standin.service, body).answer())
-        except ApiError as error:
-            body = json.dumps({"detail": error.detail}).encode()
-            self._send(Answer(body, error.status, headers=error.headers))
+            self._send(self.server.respond(self, body))
         except (Hangup, ConnectionError):
             self.close_connection = True
-        except (KeyError, TypeError, ValueError) as error:
-            self._send(Answer.json({"detail": f"{type(error).__name__}: {error}"}, 422))
 
     do_GET = do_POST = do_PUT = do_DELETE = _respond  # noqa: N815
 
