@@ -175,5 +175,5 @@ def test_the_smallest_difference_that_a_campaign_can_find(tmp_path: Path) -> Non
 def test_a_campaign_that_cannot_be_significant_is_told(tmp_path: Path) -> None:
     explanation = explain(load(tmp_path))
     assert explanation["design"]["effect"] is None
-    assert explanation["notes"][0].startswith("no result of this campaign can be significant")
+    assert explanation["warnings"][0].startswith("no result of this campaign can be significant")
     assert explain(config_from_mapping({}))["design"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import threading
@@ -422,6 +424,25 @@ def test_a_service_that_comes_back_is_waited_for(standin: StandIn) -> None:
         found = policy.sample(prompts, keys(2), SamplingParams(8))
     for mine, other in zip(flat(expected), flat(found), strict=True):
         assert other.token_ids.tolist() == mine.token_ids.tolist()
+
+
+def test_requests_of_a_closed_session_end_in_silence(
+    standin: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(standin):
+        pass
+
+    async def fail(words: str) -> None:
+        raise RuntimeError(words)
+
+    loop = asyncio.new_event_loop()
+    for words in ("Internal client holder is closed", "something else"):
+        loop.run_until_complete(asyncio.wait([loop.create_task(fail(words))]))
+    gc.collect()
+    loop.close()
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
+        "something else"
+    ]
 
 
 def test_a_service_that_stays_away_is_given_up(standin: StandIn, tmp_path: Path) -> None:

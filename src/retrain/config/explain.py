@@ -60,8 +60,8 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         "order": order(loaded),
         "capacity": _capacity(loaded),
         "design": design,
-        "notes": list(_notes(loaded, design)),
-        "warnings": list(warnings),
+        "notes": list(_notes(loaded)),
+        "warnings": [*_too_few_seeds(design), *warnings],
     }
 
 
@@ -190,14 +190,17 @@ def _design(loaded: LoadedConfig) -> dict[str, Any] | None:
     return {"report": settings, **asdict(found), "detectable": found.detectable}
 
 
-def _notes(loaded: LoadedConfig, design: dict[str, Any] | None) -> Iterator[str]:
+def _too_few_seeds(design: dict[str, Any] | None) -> Iterator[str]:
     if design is not None and design["effect"] is None:
         yield (
             f"no result of this campaign can be significant: with "
-            f"{plural(len(loaded.seeds), 'seed')} the smallest possible sign-flip p value is "
+            f"{plural(design['seeds'], 'seed')} the smallest possible sign-flip p value is "
             f"{design['smallest_p']:g}; {design['fewest_seeds']} seeds are the fewest that can "
             f"reach {design['alpha']:g}"
         )
+
+
+def _notes(loaded: LoadedConfig) -> Iterator[str]:
     yield from _downloads(loaded)
     model = loaded.config.model.model
     if model == "embedded":

@@ -41,7 +41,23 @@ Submit = Callable[[], APIFuture[T]]
 # Asking for a result takes a second request every 45 seconds, each with a warning.
 _CHATTY = "tinker.lib.api_future_impl"
 _CLOSING_S = 5.0
+_CLOSED = "Internal client holder is closed"
 _SILENT = "the service does not answer; it is given %.0f s to come back"
+
+
+class _GivenUp(logging.Filter):
+    """Keeps silent about requests that were given up when their session was closed.
+
+    The SDK's tasks end in an error then, which nobody waits for and asyncio logs whenever the
+    garbage is collected.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, RuntimeError) and str(error) == _CLOSED)
+
+
+GIVEN_UP = _GivenUp()
 
 
 class Service:
@@ -58,6 +74,7 @@ class Service:
         require_access()
         os.environ["TINKER_TELEMETRY"] = "0"
         logging.getLogger(_CHATTY).setLevel(logging.ERROR)
+        logging.getLogger("asyncio").addFilter(GIVEN_UP)
         self.patience = patience or Patience()
         self._throttle = throttle
         self._key = key
