@@ -8,6 +8,7 @@ error here; what cannot be read is simply unknown (None, or the state `pending`)
 from __future__ import annotations
 
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -168,6 +169,15 @@ class CampaignRecord:
     def of(self, condition: str) -> tuple[RunView, ...]:
         """The runs of one condition, in the order of the plan."""
         return tuple(run for run in self.runs if run.condition == condition)
+
+    def first_config(self) -> Mapping[str, Any]:
+        """The resolved config of the first run that has one; empty when none has."""
+        for run in self.runs:
+            try:
+                return tomllib.loads(run.config.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+        return {}
 
     def counts(self) -> Counter[str]:
         """How many runs are in each state."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -63,7 +62,7 @@ def write_files(campaign: CampaignRecord, comparison: Comparison, reader: Series
     from retrain.analysis.page.paper import latex_table, verdict_csv
 
     folder = campaign.folder
-    config = _config(campaign)
+    config = campaign.first_config()
     text, pictures = _curves(campaign, read_curves(campaign, reader))
     sections = [
         _heading(campaign, config),
@@ -325,13 +324,3 @@ def _reproduce(campaign: CampaignRecord, config: Mapping[str, Any]) -> str:
         "[`manifest.json`](manifest.json)."
     )
     return "\n\n".join(lines)
-
-
-def _config(campaign: CampaignRecord) -> Mapping[str, Any]:
-    """The resolved config of the first run that has one."""
-    for run in campaign.runs:
-        try:
-            return tomllib.loads(run.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-    return {}

@@ -20,10 +20,8 @@ from retrain.analysis.settings import ReportSettings
 from retrain.analysis.statistics import Contrast, mean, paired_contrast
 from retrain.analysis.values import run_values
 from retrain.analysis.verdict import Judgement, judge
+from retrain.config.evidence import STEPS_OF_REWARD
 from retrain.types import FloatArray
-
-REWARD_STEPS = 10
-"""Steps that the mean reward is taken over in a campaign that recorded no settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def compare(
     done = any(run.state == "done" for run in campaign.runs)
     measured = any(value.value is not None for value in values.values())
     if planned is None and settings is None and done and not measured:
-        chosen = replace(chosen, metric="reward", window=REWARD_STEPS)
+        chosen = replace(chosen, metric="reward", window=STEPS_OF_REWARD)
         values = run_values(campaign.runs, chosen, reader)
     labels, seeds = campaign.conditions, campaign.seeds
     baseline = chosen.baseline_of(labels)

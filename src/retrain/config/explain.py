@@ -14,6 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from retrain.analysis.words import duration, plural
+from retrain.config.explain_design import (
+    comparison_words,
+    design_of,
+    detectable_words,
+    too_few_seeds,
+)
 from retrain.config.explain_memory import memory_rows
 from retrain.config.explain_order import order, order_rows
 from retrain.config.load import EMBEDDED, LoadedConfig, tables_of
@@ -28,7 +34,7 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         return _squeeze(loaded, warnings)
     configs = [loaded.run_config(condition, loaded.seeds[0]) for condition in loaded.conditions]
     steps = [config.training.max_steps for config in configs]
-    design = _design(loaded)
+    design = design_of(loaded)
     return {
         "config": str(loaded.path) if loaded.path else None,
         "kind": "campaign" if loaded.is_campaign else "run",
@@ -61,7 +67,7 @@ def explain(loaded: LoadedConfig, warnings: Sequence[str] = ()) -> dict[str, Any
         "capacity": _capacity(loaded),
         "design": design,
         "notes": list(_notes(loaded)),
-        "warnings": [*_too_few_seeds(design), *warnings],
+        "warnings": [*too_few_seeds(design), *warnings],
     }
 
 
@@ -169,35 +175,6 @@ def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
         "same_shape": measured.same_shape if measured else False,
         "estimated_wall_time_s": seconds,
     }
-
-
-def _design(loaded: LoadedConfig) -> dict[str, Any] | None:
-    """What the campaign can show; None where nothing is compared."""
-    if not loaded.is_campaign or len(loaded.conditions) < 2:
-        return None
-    from retrain.analysis.design import design
-    from retrain.experiments.manifest import report_settings
-
-    run = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
-    settings = report_settings(loaded)
-    found = design(
-        settings,
-        len(loaded.conditions),
-        len(loaded.seeds),
-        log_dir=Path(run.logging.log_dir),
-        config=run.model_dump(mode="json"),
-    )
-    return {"report": settings, **asdict(found), "detectable": found.detectable}
-
-
-def _too_few_seeds(design: dict[str, Any] | None) -> Iterator[str]:
-    if design is not None and design["effect"] is None:
-        yield (
-            f"no result of this campaign can be significant: with "
-            f"{plural(design['seeds'], 'seed')} the smallest possible sign-flip p value is "
-            f"{design['smallest_p']:g}; {design['fewest_seeds']} seeds are the fewest that can "
-            f"reach {design['alpha']:g}"
-        )
 
 
 def _notes(loaded: LoadedConfig) -> Iterator[str]:
@@ -371,46 +348,9 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
     view.add_row("at a time", capacity["parallelism_note"] or at_a_time)
     view.add_row("time", _time_words(capacity))
     if (design := explanation["design"]) is not None:
-        view.add_row("compares", Text(_comparison_words(design)))
-        view.add_row("can show", _detectable_words(design))
+        view.add_row("compares", Text(comparison_words(design)))
+        view.add_row("can show", detectable_words(design))
     return Group(Text(), _heading("summary"), Padding(view, (0, 0, 0, 2)))
-
-
-def _comparison_words(design: dict[str, Any]) -> str:
-    from retrain.analysis.settings import ReportSettings
-
-    report = design["report"]
-    settings = ReportSettings.of({"report": report})
-    assert settings is not None
-    pairs = [f"{a} vs {b}" for a, b in report["contrasts"]]
-    which = ", ".join(pairs) or f"each condition with {report['baseline']}"
-    return (
-        f"{settings.words}; {which}; margin {settings.unit.size(settings.margin)}, alpha "
-        f"{100 * settings.alpha:g} %"
-    )
-
-
-def _detectable_words(design: dict[str, Any]) -> str:
-    """`differences of 3.2 points or more, with 80 % power (…)`."""
-    if design["effect"] is None:
-        return "nothing significant (see below)"
-    if design["detectable"] is None:
-        return (
-            f"differences of {design['effect']:.2g} standard deviations of the paired differences "
-            "or more, with 80 % power"
-        )
-    spread = f"{100 * design['spread']:.2g} points"
-    if design["spread_from"]:
-        reason = f"seeds made differences vary by {spread} (sd) in {design['spread_from']}"
-    else:
-        reason = (
-            f"taking {spread} (sd) for the spread of paired differences, which is what the number "
-            "of held-out answers alone gives; an earlier campaign like this one would tell more"
-        )
-    return (
-        f"differences of about {100 * design['detectable']:.2g} points or more, with 80 % power; "
-        + reason
-    )
 
 
 def _time_words(capacity: dict[str, Any]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from retrain.analysis.reading import nested
 from retrain.analysis.records import CampaignRecord
@@ -34,23 +31,13 @@ def heading(campaign: CampaignRecord, comparison: Comparison, note: str) -> str:
     return "\n".join(parts)
 
 
-def first_config(campaign: CampaignRecord) -> Mapping[str, Any]:
-    """The resolved config of the first run that has one."""
-    for run in campaign.runs:
-        try:
-            return tomllib.loads(run.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-    return {}
-
-
 def _shape(campaign: CampaignRecord) -> str:
     conditions, seeds = len(campaign.conditions), len(campaign.seeds)
     parts = [
         f"<b>{plural(conditions, 'condition')} × {plural(seeds, 'seed')}</b>",
         f"{campaign.max_steps:,} training steps" if campaign.max_steps else "",
     ]
-    config = first_config(campaign)
+    config = campaign.first_config()
     for title, table, key in (("model", "model", "model"), ("task", "data", "source")):
         value = nested(config, table).get(key)
         parts.append(f"{title} <code>{safe(str(value))}</code>" if value else "")
