@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from retrain.config.changes import MAY_CHANGE, Change, differences, identity, refuse_changes
-from retrain.config.schema import RewardComponentConfig, RunConfig
+from retrain.config.reward import RewardComponentConfig
+from retrain.config.schema import RunConfig
 from retrain.errors import ConfigError, InputError
 
 KEYS = [

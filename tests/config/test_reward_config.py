@@ -12,7 +12,8 @@ from retrain.config.changes import differences, identity
 from retrain.config.dump import read_run_config, run_config_toml
 from retrain.config.explain import explain
 from retrain.config.load import LoadedConfig, config_from_mapping, read_mapping
-from retrain.config.schema import RewardComponentConfig, RewardConfig, RunConfig
+from retrain.config.reward import RewardComponentConfig, RewardConfig
+from retrain.config.schema import RunConfig
 from retrain.preflight import check_reading, load_checked
 
 JUDGE = {"type": "judge", "base_url": "http://localhost:8000/v1", "model": "m"}

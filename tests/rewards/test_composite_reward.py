@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from retrain.advantages.algorithm import algorithm_of
 from retrain.advantages.credit import assign_credit
-from retrain.config.schema import AlgorithmConfig, RewardConfig, RunConfig, TrainingConfig
-from retrain.config.schema import RewardComponentConfig as Component
+from retrain.config.algorithm import AlgorithmConfig
+from retrain.config.reward import RewardComponentConfig as Component
+from retrain.config.reward import RewardConfig
+from retrain.config.schema import RunConfig, TrainingConfig
 from retrain.errors import InputError
 from retrain.rewards.composite import CompositeReward, Part
 from retrain.rewards.match import MatchReward

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrain.config.schema import RewardConfig
+from retrain.config.reward import RewardConfig
 from retrain.errors import InputError
 from retrain.rewards.custom import CustomReward, RewardFailedError
 from retrain.rewards.match import MatchReward, last_boxed

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from retrain.config.data import DataConfig
 from retrain.config.load import read_mapping
-from retrain.config.schema import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.hendrycks import INSTRUCTION
 from retrain.tasks.problems import ProblemListTask
@@ -140,7 +140,7 @@ def python(code: str, cwd: Path, **environment: str) -> Any:
 
 TRY = """
 import json, sys, time
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.download import describe, fetch_missing, missing
 from retrain.tasks.registry import build_task

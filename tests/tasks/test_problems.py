@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.arithmetic import ArithmeticTask
 from retrain.tasks.problems import ProblemListTask, split_by_id

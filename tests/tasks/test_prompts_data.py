@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrain.config.data import DataConfig
 from retrain.config.load import read_mapping
-from retrain.config.schema import DataConfig
 from retrain.errors import ConfigError, InputError
 from retrain.models.codec import ChatCodec
 from retrain.models.folder import inspect_model

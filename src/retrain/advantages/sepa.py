@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from retrain.config.schema import SepaConfig
+from retrain.config.algorithm import SepaConfig
 
 ScheduleKind = Literal["linear", "auto"]
 

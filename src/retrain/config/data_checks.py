@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
+from retrain.config.data import DataConfig
 from retrain.config.findings import Finding, idle
 from retrain.config.messages import did_you_mean, show
-from retrain.config.schema import DataConfig, RunConfig
+from retrain.config.schema import RunConfig
 
 SUBJECTS = (
     "algebra",

@@ -16,7 +16,8 @@ from retrain.config.conditions import Condition, clashes, resolve, single
 from retrain.config.files import DEFAULT_FILE, read_toml
 from retrain.config.messages import NESTED
 from retrain.config.overrides import Override, parse_set
-from retrain.config.schema import RetrainConfig, RewardKeys, RunConfig
+from retrain.config.reward import RewardKeys
+from retrain.config.schema import RetrainConfig, RunConfig
 from retrain.config.table import Table
 from retrain.config.validation import validate
 from retrain.errors import ConfigError, ConfigIssue

@@ -14,13 +14,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from retrain.config.schema import (
-    CampaignConfig,
-    ConditionConfig,
-    RetrainConfig,
-    RewardComponentConfig,
-    SqueezeConfig,
-)
+from retrain.config.reward import RewardComponentConfig
+from retrain.config.schema import CampaignConfig, ConditionConfig, RetrainConfig, SqueezeConfig
 from retrain.config.stopping import StoppingConfig
 from retrain.config.table import Table
 

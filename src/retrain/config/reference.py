@@ -23,7 +23,7 @@ SCHEMA = DOCS / "retrain.schema.json"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `python -m retrain.config.reference` from src/retrain/config/schema.py. -->
+<!-- Made by `python -m retrain.config.reference` from the tables in src/retrain/config. -->
 
 One TOML file describes a run, with a `[campaign]` table a whole campaign, or with a `[squeeze]`
 table and no campaign what to do with a trained adapter. Every table and every key may be left out

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from retrain.config.findings import Finding, idle
 from retrain.config.messages import near, show
-from retrain.config.schema import RewardComponentConfig, RewardConfig, RewardKeys, RunConfig
+from retrain.config.reward import RewardComponentConfig, RewardConfig, RewardKeys
+from retrain.config.schema import RunConfig
 
 READERS = {
     "custom_module": ("custom",),

@@ -1,4 +1,4 @@
-"""The configuration: one strict model a TOML table.
+"""The configuration: one strict model a TOML table, the larger ones in modules beside this one.
 
 The docstring under each field is the reference that `docs/configuration.md` prints. Checks of
 one value live in its type; checks that need two values live in `config/checks.py`; checks that
@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
+from retrain.config.algorithm import AlgorithmConfig, GtpoConfig, HicraConfig, SepaConfig
+from retrain.config.data import DataConfig
 from retrain.config.evidence import ReportConfig
 from retrain.config.inference import InferenceConfig
+from retrain.config.reward import RewardConfig
 from retrain.config.stopping import StoppingConfig
-from retrain.config.table import (
-    AdvantageMode,
-    Count,
-    Fraction,
-    Names,
-    PositiveInt,
-    Seed,
-    Table,
-)
+from retrain.config.table import Count, Names, PositiveInt, Seed, Table
 
 STANDARD_SEEDS = (42, 101, 202, 303, 404, 505, 606, 707)
 
@@ -73,55 +68,6 @@ class ModelConfig(Table):
     def alpha(self) -> float:
         """`lora_alpha` with its default filled in."""
         return self.lora_alpha or 2.0 * self.lora_rank
-
-
-class AlgorithmConfig(Table):
-    """`[algorithm]`: how rewards become credit for tokens."""
-
-    advantage_mode: AdvantageMode = "maxrl"
-    """Rewards of a group -> one number a completion: `grpo`, `maxrl`, or a dotted path."""
-    transform_mode: AdvantageMode = "gtpo_sepa"
-    """That number -> one number a token: `none`, `gtpo`, `gtpo_hicra`, `gtpo_sepa`, or a dotted
-    path."""
-    algorithm_mode: str = ""
-    """A dotted path that replaces both modes; empty for none."""
-    uncertainty_kind: AdvantageMode = "surprisal"
-    """A token's uncertainty: `surprisal`, `predictive_variance`, `shannon_entropy`, or a dotted
-    path."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Parameters that the advantage, the transform and the algorithm function all see."""
-    advantage_params: dict[str, Any] = Field(default_factory=dict)
-    """Parameters of the advantage function (they win over `params`). `grpo` knows `scale`:
-    `"none"` or `"std"`."""
-    transform_params: dict[str, Any] = Field(default_factory=dict)
-    """Parameters of the transform function (they win over `params`)."""
-
-
-class GtpoConfig(Table):
-    """`[gtpo]`: weighting of tokens by their uncertainty."""
-
-    beta: Annotated[float, Field(ge=0.0)] = 0.1
-    """Strength: a token's weight is max(0, 1 + beta (h / mean h - 1))."""
-
-
-class HicraConfig(Table):
-    """`[hicra]`: extra credit for planning tokens."""
-
-    alpha: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Amplification of planning tokens; below 1, so that credit keeps its sign."""
-
-
-class SepaConfig(Table):
-    """`[sepa]`: the schedule by which execution tokens' uncertainty is pooled."""
-
-    steps: Count = 500
-    """Steps over which lambda rises from 0 to 1; 0 keeps it at 0."""
-    schedule: Literal["linear", "auto"] = "linear"
-    """`linear`, or `auto`: rises faster when the variance over execution tokens collapses."""
-    delay_steps: Count = 50
-    """Steps before lambda begins to rise."""
-    correct_rate_gate: Fraction = 0.1
-    """lambda stays 0 until a step's correct rate reaches this; 0 opens the gate at once."""
 
 
 class LossConfig(Table):
@@ -206,118 +152,6 @@ class TrainingConfig(Table):
     keep_best: bool = True
     """With `keep_last`: also keep the checkpoint with the best held-out accuracy, among those
     that were evaluated at their step."""
-
-
-class DataConfig(Table):
-    """`[data]`: the task."""
-
-    source: Annotated[str, Field(min_length=1)] = "arithmetic"
-    """`arithmetic` (embedded, endless), `jsonl` or `parquet` (files), `hub` (any data set of the
-    Hugging Face hub), `math` (hendrycks MATH from the hub), or a dotted path to a function that
-    returns a task."""
-    path: str = ""
-    """The file, for `jsonl` and `parquet`, or the data set's id, for `hub`, e.g.
-    `"openai/gsm8k"`. A folder with a copy of a data set, for `hub` and `math`."""
-    held_out_path: str = ""
-    """For `jsonl` and `parquet`: a second file with the held-out problems; empty holds out what
-    `path` marks, or a tenth."""
-    subset: str = ""
-    """For `hub`: the data set's configuration, where it has several."""
-    split: str = "train"
-    """For `hub`: the split to train on."""
-    held_out_split: str = ""
-    """For `hub`: the split that is held out; empty holds out a tenth of `split`."""
-    revision: str = ""
-    """For `hub` and `math`: branch, tag or commit of the data set; empty takes the default
-    branch."""
-    subjects: Names = [
-        "intermediate_algebra",
-        "precalculus",
-        "number_theory",
-        "counting_and_probability",
-        "geometry",
-    ]
-    """For `math`: the subjects to train on and to evaluate; the data set also has `algebra` and
-    `prealgebra`."""
-    prompt_key: Annotated[str, Field(min_length=1)] = "prompt"
-    """Field of a row with the prompt: text, or a list of chat messages."""
-    answer_key: Annotated[str, Field(min_length=1)] = "answer"
-    """Field of a row with the reference answer. Dots go into nested fields:
-    `"reward_model.ground_truth"`."""
-    domain_key: str = "domain"
-    """Field of a row with its domain; rows without it are of the domain `default`."""
-    system_prompt: str = ""
-    """System message put before every prompt, in place of one that it has; empty for none."""
-    instruction: str | None = None
-    """Text put below every prompt, e.g. how to write the answer. Unless written: none, and for
-    `math` to reason step by step and to put the answer into `\\boxed{}`."""
-    max_prompt_tokens: Count = 0
-    """Leave out problems whose prompt is longer, and say how many; 0 refuses to start when one
-    does not fit into the model's context."""
-    max_examples: Count = 0
-    """Use only the first so many training problems; 0 uses all."""
-    shuffle: bool = True
-    """Visit the problems of a file or data set in a new order every epoch (the same for every
-    condition)."""
-
-
-class RewardKeys(Table):
-    """Keys of one reward, alone or as a component."""
-
-    custom_module: str = ""
-    """For `custom`: the module, e.g. `my_rewards`."""
-    custom_function: str = ""
-    """For `custom`: the function in it, `fn(response, reference)` -> number, plain or async; it may
-    also take `problem` or `metadata`."""
-    correct_threshold: float = 0.5
-    """For `custom`, `judge` and `composite`: a reward at or above this counts as correct in
-    `correct_rate`."""
-    timeout: Annotated[float, Field(gt=0.0)] | None = None
-    """For `math`: seconds of CPU time for one answer (5 unless written), after which it is
-    unverifiable. For `judge`: seconds for one request (60 unless written), after which it is sent
-    again."""
-    base_url: str = ""
-    """For `judge`: an OpenAI-compatible server, e.g. `"http://localhost:8000/v1"`."""
-    model: str = ""
-    """For `judge`: the model's name there."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """For `judge`: the environment variable that holds the key; it may be unset for a server that
-    wants none. The key itself is never written anywhere."""
-    prompt: str = ""
-    """For `judge`: what it is asked, with `{problem}`, `{reference}` and `{response}`; it must ask
-    for a last line `SCORE: <number from 0 to 1>`. Empty takes the built-in one."""
-    concurrency: PositiveInt = 16
-    """For `judge`: requests at the same time."""
-    retries: Count = 5
-    """For `judge`: how often a request that failed is sent again, with growing pauses."""
-    cache_dir: str = ""
-    """For `judge`: folder where verdicts are kept, so that the same completion is not judged
-    twice; empty: `judge_cache` in the log folder."""
-
-
-class RewardComponentConfig(RewardKeys):
-    """`[[reward.components]]`: one part of a composite reward."""
-
-    type: Literal["match", "math", "judge", "custom"]
-    """As `[reward].type`."""
-    weight: float = 1.0
-    """Factor of the part in the sum."""
-    name: str = ""
-    """Name in the metrics, `reward_components/<name>/mean`; empty takes the type."""
-
-
-class RewardConfig(RewardKeys):
-    """`[reward]`: how a completion is judged."""
-
-    type: Literal["match", "math", "judge", "custom", "composite"] = "match"
-    """`match`: the last `\\boxed{}` equals the reference answer as text. `math`: it is the same
-    number, expression, set, … . `judge`: a model on a server says. `custom`: your function.
-    `composite`: the weighted sum of `[[reward.components]]`."""
-    on_failure: Literal["error", "mask"] = "error"
-    """When a judge cannot be had or gives no verdict: stop the run, or `mask` the completion,
-    which leaves it out of its group (counted in the metrics). It is never a silent 0."""
-    components: list[RewardComponentConfig] = Field(default_factory=list)
-    """For `composite`: its parts."""
 
 
 class EvaluationConfig(Table):

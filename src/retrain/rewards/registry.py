@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrain.config.schema import RewardComponentConfig, RewardConfig
+from retrain.config.reward import RewardComponentConfig, RewardConfig
 from retrain.errors import InputError
 from retrain.plugins import PluginError, Registry, resolve
 from retrain.rewards.composite import CompositeReward, Part

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import RetrainError
 from retrain.tasks.hub import HubData, fetch, is_cached
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.problems import ProblemListTask, split_by_id
 from retrain.tasks.rows import Collected, Fields, collect

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from retrain import seeding
 from retrain.analysis.words import plural
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.rewards.match import last_boxed
 from retrain.tasks.hub import HubData, rows

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
-from retrain.config.schema import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.problems import ProblemListTask, split_by_id
 from retrain.tasks.rows import Collected, Fields, collect

@@ -9,7 +9,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from retrain.analysis.words import plural
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.problems import ProblemListTask
 from retrain.tasks.task import Task

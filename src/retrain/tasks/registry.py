@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from retrain.config.schema import DataConfig
+from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.plugins import PluginError, Registry, call, positional_arguments
 from retrain.tasks.arithmetic import ArithmeticTask

@@ -17,8 +17,8 @@ from decimal import Decimal
 from typing import Any
 
 from retrain.analysis.words import plural
+from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean
-from retrain.config.schema import DataConfig
 from retrain.errors import InputError
 from retrain.types import Message, Problem
 

@@ -1,0 +1,62 @@
+"""`[data]`: the task."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from retrain.config.table import Count, Names, Table
+
+
+class DataConfig(Table):
+    """`[data]`: the task."""
+
+    source: Annotated[str, Field(min_length=1)] = "arithmetic"
+    """`arithmetic` (embedded, endless), `jsonl` or `parquet` (files), `hub` (any data set of the
+    Hugging Face hub), `math` (hendrycks MATH from the hub), or a dotted path to a function that
+    returns a task."""
+    path: str = ""
+    """The file, for `jsonl` and `parquet`, or the data set's id, for `hub`, e.g.
+    `"openai/gsm8k"`. A folder with a copy of a data set, for `hub` and `math`."""
+    held_out_path: str = ""
+    """For `jsonl` and `parquet`: a second file with the held-out problems; empty holds out what
+    `path` marks, or a tenth."""
+    subset: str = ""
+    """For `hub`: the data set's configuration, where it has several."""
+    split: str = "train"
+    """For `hub`: the split to train on."""
+    held_out_split: str = ""
+    """For `hub`: the split that is held out; empty holds out a tenth of `split`."""
+    revision: str = ""
+    """For `hub` and `math`: branch, tag or commit of the data set; empty takes the default
+    branch."""
+    subjects: Names = [
+        "intermediate_algebra",
+        "precalculus",
+        "number_theory",
+        "counting_and_probability",
+        "geometry",
+    ]
+    """For `math`: the subjects to train on and to evaluate; the data set also has `algebra` and
+    `prealgebra`."""
+    prompt_key: Annotated[str, Field(min_length=1)] = "prompt"
+    """Field of a row with the prompt: text, or a list of chat messages."""
+    answer_key: Annotated[str, Field(min_length=1)] = "answer"
+    """Field of a row with the reference answer. Dots go into nested fields:
+    `"reward_model.ground_truth"`."""
+    domain_key: str = "domain"
+    """Field of a row with its domain; rows without it are of the domain `default`."""
+    system_prompt: str = ""
+    """System message put before every prompt, in place of one that it has; empty for none."""
+    instruction: str | None = None
+    """Text put below every prompt, e.g. how to write the answer. Unless written: none, and for
+    `math` to reason step by step and to put the answer into `\\boxed{}`."""
+    max_prompt_tokens: Count = 0
+    """Leave out problems whose prompt is longer, and say how many; 0 refuses to start when one
+    does not fit into the model's context."""
+    max_examples: Count = 0
+    """Use only the first so many training problems; 0 uses all."""
+    shuffle: bool = True
+    """Visit the problems of a file or data set in a new order every epoch (the same for every
+    condition)."""
