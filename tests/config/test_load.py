@@ -334,6 +334,14 @@ def test_warnings_for_what_is_probably_not_meant() -> None:
     ]
 
 
+def test_devices_say_little_about_a_service() -> None:
+    campaign: dict[str, Any] = {"devices": "cpu,cpu", "seeds": [1, 2], "parallel": True}
+    values = {"backend": {"backend": "tinker"}, "campaign": campaign}
+    warnings = config_from_mapping(values).warnings
+    assert [text for text in warnings if text.startswith("campaign.devices: no model runs here")]
+    assert not config_from_mapping({"campaign": campaign}).warnings
+
+
 def test_conditions_that_train_the_same_are_told() -> None:
     values = {"campaign": {"conditions": [{"name": "a"}, {"name": "b"}]}}
     loaded = config_from_mapping(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from retrain.causes import SERVICE
 from retrain.config.dump import read_run_config
 from retrain.config.load import config_from_mapping
-from retrain.config.schema import RunConfig
+from retrain.config.schema import RunConfig, SqueezeConfig
 from retrain.errors import InputError
 from retrain.experiments.single import run_single
+from retrain.experiments.squeezing import squeeze_run
 from retrain.files import RunRecord, read_json, read_jsonl
 from retrain.policies.tinker.paths import SavedState
 from retrain.policies.tinker.retry import Patience, ServiceLostError
@@ -245,6 +248,22 @@ def test_squeeze_takes_weights_from_the_service(
     assert read_json(tmp_path / "cut/adapter_config.json")["r"] == 2
     one = (folder / "downloaded/adapter_model.safetensors").read_bytes()
     assert one == (undisturbed / "final/adapter_model.safetensors").read_bytes()
+
+
+def test_a_campaigns_squeeze_fetches_what_the_run_could_not(
+    remote: Remote, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for file in (run / "final").glob("adapter_*"):
+        file.unlink()
+    console = Console(quiet=True)
+    squeeze_run(SqueezeConfig(), run, tmp_path / "squeeze", console)
+    squeeze_run(SqueezeConfig(), undisturbed, tmp_path / "other", console)
+    fetched, known = (read_json(tmp_path / name / "squeeze.json") for name in ("squeeze", "other"))
+    assert fetched["recommended_rank"] == known["recommended_rank"]
+    assert fetched["source_rank"] == 4
+    assert (tmp_path / "squeeze/adapter/adapter_config.json").exists()
 
 
 def test_nothing_begins_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def check_campaign(
     ):
         reason = "every condition sets its advantage_mode and transform_mode"
         yield idle("algorithm.algorithm_mode", reason)
-    yield from _devices(campaign)
+    yield from _devices(campaign, conditions)
     yield from check_order(campaign, conditions)
     yield from check_stopping(config, conditions)
     if not campaign.parallel:
@@ -120,8 +120,14 @@ def _no_label(label: str, labels: Sequence[str]) -> str:
     return f"no condition {show(label)}{hint}"
 
 
-def _devices(campaign: CampaignConfig) -> Iterator[Finding]:
+def _devices(campaign: CampaignConfig, conditions: Sequence[Condition]) -> Iterator[Finding]:
     devices = campaign.device_list
+    if devices and all(one.config.backend.backend == "tinker" for one in conditions):
+        message = (
+            'no model runs here with backend = "tinker", so it does nothing but limit the workers; '
+            "max_workers says that plainly"
+        )
+        yield Finding("campaign.devices", message, is_error=False)
     for device in devices:
         if problem := no_device(device):
             yield Finding("campaign.devices", problem)

@@ -21,8 +21,10 @@ from rich.text import Text
 
 from retrain.analysis.squeezed import SQUEEZE_FILE, check_text, squeeze_text
 from retrain.config.dump import read_run_config
+from retrain.config.inference import InferenceConfig
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import BackendConfig, LoggingConfig, RunConfig, SqueezeConfig
+from retrain.config.table import Table
 from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.experiments.paths import shown
 from retrain.experiments.workers import thread_environment, threads_of
@@ -32,7 +34,8 @@ from retrain.files import (
     atomic_write_json,
     create_timestamped_folder,
 )
-from retrain.policies.tinker.paths import is_service_path
+from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.policies.tinker.paths import STATE_FILE, SavedState, is_service_path
 from retrain.squeeze import (
     SqueezeAnalysis,
     SqueezeResult,
@@ -85,11 +88,8 @@ def squeeze_alone(
     quiet = Console(quiet=True) if as_json else console
     try:
         if adapter is None:
-            from retrain.policies.tinker.download import download_adapter
-
-            adapter = folder / DOWNLOAD_FOLDER
-            with quiet.status(f"downloading {settings.adapter_path}"):
-                download_adapter(settings.adapter_path, adapter, loaded.config.model.base_url)
+            base_url = loaded.config.model.base_url
+            adapter = _downloaded(settings.adapter_path, folder, base_url, quiet)
         squeeze(settings, adapter, folder, output=output, config=config, console=quiet)
     finally:
         if not (folder / SQUEEZE_FILE).exists():
@@ -108,15 +108,30 @@ def squeeze_run(settings: SqueezeConfig, run_dir: Path, folder: Path, console: C
     """Squeeze the final adapter of a campaign's run into `folder`, compressed as well."""
     config = read_run_config(run_dir / RUN_CONFIG_FILE)
     folder.mkdir(parents=True, exist_ok=True)
+    adapter = run_dir / FINAL_FOLDER
+    if (adapter / STATE_FILE).exists() and not (adapter / ADAPTER_CONFIG).exists():
+        # It could not be downloaded when the run ended.
+        path = SavedState.read(adapter).path
+        adapter = _downloaded(path, folder, config.model.base_url, console)
     squeeze(
         settings,
-        run_dir / FINAL_FOLDER,
+        adapter,
         folder,
         output=folder / ADAPTER_FOLDER,
         config=_here(config) if settings.check else None,
         console=console,
     )
     _track(config.logging, folder, console)
+
+
+def _downloaded(path: str, folder: Path, base_url: str, console: Console) -> Path:
+    """The service's adapter at `path`, in a folder of its own in `folder`."""
+    from retrain.policies.tinker.download import download_adapter
+
+    target = folder / DOWNLOAD_FOLDER
+    with console.status(f"downloading {path}"):
+        download_adapter(path, target, base_url)
+    return target
 
 
 def squeeze(
@@ -284,9 +299,10 @@ def _config_of(loaded: LoadedConfig, adapter: Path | None, written: set[str]) ->
 
 def _here(config: RunConfig) -> RunConfig:
     """The config on this machine, where a check computes, wherever the run was trained."""
-    if config.backend.backend == "local":
-        return config
-    return config.model_copy(update={"backend": BackendConfig()})
+    here: dict[str, Table] = {"inference": InferenceConfig()}
+    if config.backend.backend != "local":
+        here["backend"] = BackendConfig()
+    return config.model_copy(update=here)
 
 
 def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:
