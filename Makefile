@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# vLLM wants other versions than retrain.
+VLLM_VENV := .venv-vllm
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # One thread a process: several processes with several threads each fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -13,7 +15,7 @@ SEED   ?= 1
 PROPERTIES = $(shell grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format chaos fuzz bench docs model clean
+.PHONY: help quickstart test lint format chaos fuzz vllm bench docs model clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -39,6 +41,9 @@ chaos: $(VENV)/.installed  ## kill and resume campaigns 60 times; every file mus
 fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has drawn before
 	@HYPOTHESIS_PROFILE=fuzz $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PROPERTIES)
 
+vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## runs at a real vLLM for CPUs, which it installs
+	@$(ONE_THREAD) $(BIN)/python -m pytest -vv -s --durations=10 tests/integration/real_vllm.py
+
 bench: $(VENV)/.installed-bench  ## this trainer's step beside TRL's, in one run
 	@$(BIN)/python benchmarks/step_vs_trl.py
 	@$(BIN)/python benchmarks/profile_step.py
@@ -49,8 +54,8 @@ docs: $(VENV)/.installed  ## write the config reference and the JSON schema from
 model: $(VENV)/.installed  ## make the embedded model again, from nothing
 	@$(BIN)/python -m retrain.models.tiny
 
-clean:  ## remove the environment and caches; logs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+clean:  ## remove the environments and caches; logs/ stays
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -69,4 +74,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VLLM_VENV)/.installed: tests/integration/install_vllm.py | $(VENV)/.installed-dev
+	@$(BIN)/python $< $(VLLM_VENV)
 	@touch $@

@@ -302,6 +302,11 @@ class RunRecord:
     def is_final(self) -> bool:
         return self.status in FINAL_STATUSES
 
+    def is_trained(self, max_steps: int) -> bool:
+        """Whether there is nothing left to train: all steps are done, or the run has diverged."""
+        done = self.status == "done" and int(self.data["step"]) >= max_steps
+        return done or self.status == "diverged"
+
     def update(self, **fields: Any) -> None:
         """Change fields and replace the file.
 

@@ -245,6 +245,7 @@ def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
 def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
     from retrain.cores import available_cores
     from retrain.policies.backends import BACKENDS
+    from retrain.policies.inference.vllm import program_problem
 
     name = show(run.backend.backend)
     capabilities = BACKENDS[run.backend.backend]
@@ -266,6 +267,8 @@ def _backend(found: _Findings, condition: Condition, run: RunConfig) -> None:
     if run.backend.backend == "tinker":
         _service(found, condition, run)
         return
+    if run.inference.engine == "vllm" and (problem := program_problem(run.inference.command)):
+        found.warn(condition, "inference.command", problem)
     cores = available_cores()
     if run.backend.threads > cores:
         message = f"{run.backend.threads} threads on {cores} cores slow each other down"
@@ -330,7 +333,7 @@ class _Check:
 
 _CHECKS = (
     _Check(_algorithm, ("algorithm", "gtpo", "hicra", "plugins", "logging"), ("sepa", "training")),
-    _Check(_backend, ("backend", "loss"), ("training", "model")),
+    _Check(_backend, ("backend", "loss"), ("training", "model", "inference")),
     _Check(_reward, ("reward", "plugins")),
     _Check(check_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
 )

@@ -8,8 +8,10 @@ since that boot, so no clock is asked) the answer is sure, or openly unknown.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -66,6 +68,16 @@ class ProcessId:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def signal_when_parent_dies(number: int) -> None:
+    """Have the system send this signal to the calling process when the thread that started it is
+    gone; it stays so across an exec. Only Linux can do it."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 @cache

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "model.attention": "eager",
     "backend.backend": "tinker",
     "inference.engine": "openai",
+    "inference.arguments": ["--enforce-eager"],
     "loss.sampler_correction": "truncate",
     "data.subjects": ["algebra"],
     "data.instruction": "Answer with a number.",

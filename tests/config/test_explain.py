@@ -14,6 +14,7 @@ from rich.console import Console
 from retrain.config.dump import run_config_toml
 from retrain.config.explain import explain, render
 from retrain.config.load import LoadedConfig, config_from_mapping, parse_set
+from retrain.preflight import load_checked
 
 TABLES: dict[str, Any] = {
     "training": {"max_tokens": 64, "max_steps": 10},
@@ -177,3 +178,28 @@ def test_a_campaign_that_cannot_be_significant_is_told(tmp_path: Path) -> None:
     assert explanation["design"]["effect"] is None
     assert explanation["warnings"][0].startswith("no result of this campaign can be significant")
     assert explain(config_from_mapping({}))["design"] is None
+
+
+def test_vllm_is_named_and_need_not_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    (tmp_path / "x.toml").write_text(
+        '[training]\nmax_tokens = 64\n[inference]\nengine = "vllm"\ngpus = "0"\n'
+    )
+    loaded, warnings = load_checked(tmp_path / "x.toml")
+    (warning,) = [text for text in warnings if text.startswith("inference.")]
+    assert warning.startswith("inference.command: vllm is not installed here; ")
+    explanation = explain(loaded, warnings)
+    assert (explanation["backend"]["sampled_by"], explanation["backend"]["server"]) == (
+        "vllm",
+        "vllm, started here",
+    )
+    shown = text(explanation)
+    assert "vllm, started here; updates are made here" in shown
+    assert "vllm is not installed here" in shown
+    (tmp_path / "vllm").write_text("")
+    (tmp_path / "vllm").chmod(0o755)
+    _, warnings = load_checked(tmp_path / "x.toml")
+    assert not [text for text in warnings if text.startswith("inference.")]

@@ -27,12 +27,15 @@ def qwen3_4b(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def of(folder: str, gpu: float | None, **training: Any) -> dict[str, Any]:
+def of(
+    folder: str, gpu: float | None, inference: dict[str, Any] | None = None, **training: Any
+) -> dict[str, Any]:
     run = RunConfig.model_validate(
         {
             "model": {"model": folder},
             "training": {"max_tokens": 2048, **training},
             "backend": {"device": "cuda"},
+            "inference": inference or {},
         }
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -55,6 +58,18 @@ def test_a_4b_model_on_a_large_and_a_small_gpu(qwen3_4b: str) -> None:
         assert found["peak"]["total"] == sum(
             found["peak"][part] for part in ("weights", "adapter", "optimizer")
         ) + max(found["peak"]["cache"], found["peak"]["update"])
+
+
+def test_a_server_on_the_same_gpu_takes_its_share(qwen3_4b: str) -> None:
+    alone = of(qwen3_4b, 80)
+    shared = of(qwen3_4b, 80, inference={"engine": "vllm", "gpu_memory": 0.75})
+    assert shared["device_memory"] == 20 * GIB
+    assert shared["peak"]["total"] <= 20 * GIB < alone["peak"]["total"]
+    assert (shared["decode_rows"], shared["peak"]["cache"]) == (0, 0)
+    text = dict(memory_rows(shared))
+    assert text["memory"].endswith("20.0 GiB left by the server, which takes 60.0 GiB")
+    elsewhere = {"engine": "vllm", "gpu_memory": 0.75, "gpus": "1"}
+    assert of(qwen3_4b, 80, inference=elsewhere)["device_memory"] == alone["device_memory"]
 
 
 def test_what_the_config_says_is_taken_and_one_row_is_the_least(qwen3_4b: str) -> None:

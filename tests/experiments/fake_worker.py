@@ -27,10 +27,11 @@ from typing import Any
 from campaigns import TROUBLE_FILE
 
 from retrain.causes import cause_of
-from retrain.config.schema import BackendConfig, RunConfig
+from retrain.config.schema import RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.worker import main
 from retrain.files import RunRecord, append_jsonl, atomic_write_json, read_jsonl
+from retrain.training.place import Place
 
 TROUBLE_STEP = 2
 
@@ -61,7 +62,7 @@ def fake_train(
     *,
     name: str,
     condition: str,
-    place: BackendConfig,
+    place: Place,
     on_row: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
 ) -> FakeResult:
@@ -87,7 +88,7 @@ def fake_train(
         step=done,
         attempts=attempts,
         resumed_from=done or None,
-        device=place.device,
+        device=place.backend.device,
         threads=int(os.environ["OMP_NUM_THREADS"]),
     )
     pause = params.get("pause", 0.0) if params.get("pause_seed", seed) == seed else 0.0

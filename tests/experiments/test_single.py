@@ -20,6 +20,7 @@ from retrain.files import RunRecord
 from retrain.locks import LockedError
 from retrain.processes import ProcessId
 from retrain.training import run as training
+from retrain.training.place import Place
 from retrain.training.run import RunResult
 
 OnRow = Callable[[Mapping[str, Any]], None]
@@ -64,11 +65,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException)
         *,
         name: str,
         condition: str,
+        place: Place,
         on_row: OnRow,
         stop: Callable[[], bool],
         allow_changes: Collection[str],
     ) -> RunResult:
         assert config.training.seed == 7
+        assert place == Place(config.backend)
         assert not stop()
         assert not allow_changes
         record = RunRecord.read(run_dir)

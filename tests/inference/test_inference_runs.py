@@ -262,8 +262,12 @@ def test_a_wrong_temperature_is_found(server: InferenceServer, tmp_path: Path) -
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-def test_log_probabilities_that_ignore_the_temperature_are_named(tmp_path: Path) -> None:
-    settings = {"temperature": 0.6}
+@pytest.mark.parametrize("temperature", [0.6, 0.85])
+def test_log_probabilities_that_ignore_the_temperature_are_named(
+    tmp_path: Path, temperature: float
+) -> None:
+    """Also where they differ by less than `max_mismatch`."""
+    settings = {"temperature": temperature}
     with (
         InferenceServer(logprobs_mode="raw_logprobs") as raw,
         pytest.raises(InputError, match="--logprobs-mode processed_logprobs"),
@@ -356,5 +360,5 @@ def test_explain_names_the_server_and_does_not_ask_it() -> None:
         {"training": {"max_tokens": 16}, "inference": {"engine": "openai", "url": nobody}}
     )
     backend = explain(loaded)["backend"]
-    assert (backend["sampled_by"], backend["server"]) == ("openai", nobody)
+    assert (backend["sampled_by"], backend["server"]) == ("openai", f"the server at {nobody}")
     assert (backend["token_entropies"], backend["kl_to_base"]) == (False, True)

@@ -24,6 +24,7 @@ from retrain.config.explain_memory import memory_rows
 from retrain.config.explain_order import order, order_rows
 from retrain.config.load import EMBEDDED, LoadedConfig, tables_of
 from retrain.config.messages import show
+from retrain.config.schema import RunConfig
 
 MOST_SEED_COLUMNS = 10
 
@@ -128,10 +129,20 @@ def _backend(loaded: LoadedConfig) -> dict[str, Any]:
         "context": model.context if local or config.model.model == EMBEDDED else None,
         "downloaded": model.path is not None,
         "sampled_by": config.inference.engine,
-        "server": config.inference.url,
+        "server": _server(config),
         **capabilities,
         "losses": sorted(capabilities["losses"]),
     }
+
+
+def _server(config: RunConfig) -> str:
+    """What samples, in words; empty when it is this process."""
+    inference = config.inference
+    if inference.engine == "openai":
+        return f"the server at {inference.url}"
+    if inference.engine == "vllm":
+        return f"{inference.command}, started here"
+    return ""
 
 
 def _memory(loaded: LoadedConfig) -> dict[str, Any] | None:
@@ -338,7 +349,7 @@ def _summary_view(explanation: dict[str, Any]) -> RenderableType:
         (can if backend[key] else cannot).append(words)
     view.add_row("backend", f"{backend['backend']} on {backend['device']}")
     if backend["sampled_by"] != "local":
-        server = f"{backend['sampled_by']} at {backend['server']}; updates are made here"
+        server = f"{backend['server']}; updates are made here"
         view.add_row("sampled by", Text(server))
     view.add_row("  can", "; ".join(reversed(can)))
     view.add_row("  cannot", "; ".join(cannot) or "nothing that this config could ask for")

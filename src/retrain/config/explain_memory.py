@@ -9,9 +9,10 @@ GIB = 2**30
 
 def memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """(heading, text) rows of what `experiments.memory.run_memory` found."""
-    peak, total = found["peak"], found["device_memory"]
+    peak, total, taken = found["peak"], found["device_memory"], found["server_memory"]
     where = "main memory" if found["device"] == "cpu" else "the GPU"
-    there = f"; {where} has {total / GIB:.1f} GiB" if total else ""
+    left = f" left by the server, which takes {_size(taken)}" if taken else ""
+    there = f"; {where} has {total / GIB:.1f} GiB{left}" if total else ""
     parts = ", ".join(
         f"{name} {_size(peak[key])}"
         for key, name in (
@@ -24,9 +25,11 @@ def memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("memory", f"about {_size(peak['total'])} at a worker's peak{there}"),
         ("  always", parts),
-        ("  or", f"cache {_size(peak['cache'])}: {found['decode_rows']} completions at once"),
         ("  or", f"update {_size(peak['update'])}: {found['micro_batch_tokens']:,} tokens{again}"),
     ]
+    if found["decode_rows"]:
+        cache = f"cache {_size(peak['cache'])}: {found['decode_rows']} completions at once"
+        rows.insert(2, ("  or", cache))
     if total and peak["total"] > total:
         rows.append(("", "that is more than there is: see docs/real-models.md#memory"))
     return rows

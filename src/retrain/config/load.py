@@ -296,6 +296,10 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
     if run.backend.throttle_dir:
         throttle_dir = _from(Path.cwd(), run.backend.throttle_dir)
         update["backend"] = run.backend.model_copy(update={"throttle_dir": throttle_dir})
+    # A name alone is looked for, as in a shell.
+    if "/" in run.inference.command:
+        command = _from(base_dir, run.inference.command)
+        update["inference"] = run.inference.model_copy(update={"command": command})
     log_dir = _from(Path.cwd(), run.logging.log_dir)
     update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
     components = [_absolute_cache(component) for component in run.reward.components]

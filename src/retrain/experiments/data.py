@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from retrain.config.load import LoadedConfig
+from retrain.policies.inference.vllm import require_program
 from retrain.policies.tinker.access import require_access
 from retrain.tasks.download import fetch_missing
 
@@ -14,7 +15,8 @@ def fetch_data(loaded: LoadedConfig, console: Console) -> None:
     """Download the data sets that the runs need and that are not here, then check them.
 
     Workers that are started later find them. Raises InputError when one cannot be had, or the
-    service that the runs need cannot be asked, and ConfigError when data does not fit the config.
+    service or program that the runs need is not there, and ConfigError when data does not fit the
+    config.
     """
 
     def say(text: str) -> None:
@@ -23,6 +25,9 @@ def fetch_data(loaded: LoadedConfig, console: Console) -> None:
     runs = [loaded.run_config(condition, loaded.seeds[0]) for condition in loaded.conditions]
     if any(run.backend.backend == "tinker" for run in runs):
         require_access()
+    for run in runs:
+        if run.inference.engine == "vllm":
+            require_program(run.inference.command)
     if not fetch_missing([run.data for run in runs], say):
         return
     from retrain.preflight import check_data

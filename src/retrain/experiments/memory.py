@@ -12,6 +12,7 @@ from typing import Any
 
 from retrain.config.schema import BackendConfig, RunConfig
 from retrain.models.folder import inspect
+from retrain.policies.inference.vllm import share_left
 from retrain.policies.local.memory import (
     CPU_MICRO_BATCH,
     ENOUGH_TOKENS,
@@ -46,6 +47,11 @@ def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:
     device = "cpu" if runs_on_cpu(run.backend) else "cuda"
     each = 4 if run.model.dtype == "float32" or (run.model.dtype, device) == ("auto", "cpu") else 2
     total = main_memory() if device == "cpu" else gpu_memory()
+    taken = 0
+    if total is not None and device == "cuda":
+        place = "cuda" if run.backend.device == "auto" else run.backend.device
+        taken = int(total * (1.0 - share_left(run.inference, place)))
+        total -= taken
     kind = engine_kind(str(found.config.get("model_type")), shape.parameters, device, each)
     targets = run.model.lora_targets
     adapter = shape.adapter_parameters(run.model.lora_rank, targets)
@@ -55,6 +61,7 @@ def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:
     return {
         "device": device,
         "device_memory": total,
+        "server_memory": taken,
         "engine": kind,
         "parameters": shape.parameters,
         "adapter_parameters": adapter,
@@ -84,7 +91,10 @@ def _sizes(
         tokens, found = model.update_that_fits(total, device, given)
     if device == "cpu":
         tokens = min(tokens, CPU_MICRO_BATCH)
-    if training.decode_rows != "auto":
+    if run.inference.engine != "local":
+        # The server has the cache.
+        rows = 0
+    elif training.decode_rows != "auto":
         rows = min(every, training.decode_rows)
     if training.micro_batch_tokens != "auto":
         tokens = training.micro_batch_tokens

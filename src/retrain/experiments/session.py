@@ -28,10 +28,11 @@ from retrain.experiments.executors.executor import (
     Started,
 )
 from retrain.experiments.executors.local import LocalExecutor
-from retrain.experiments.live import RunsView
+from retrain.experiments.live import RunsView, warnings_shown
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
+from retrain.experiments.serving import Servers, serving
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.stopping import Stopping, decided, settle_dropped, tally
 from retrain.experiments.workers import WorkerPlan, plan_workers
@@ -62,11 +63,18 @@ def train_campaign(
     """Train these runs of the campaign, with as many workers as `settings` and the machine say."""
     if any(run.config.backend.backend == "tinker" for run in runs):
         require_access()
-    plan = plan_workers(settings, [run.config for run in runs])
-    crew = executor(manifest.folder) if executor else _local(manifest.folder, plan, settings)
-    manifest.set_status("running", workers=crew.slots)
-    note = "" if executor else plan.note
-    _Training(manifest, runs, crew, console, lock, settings.max_retries, note).run()
+    folder, configs = manifest.folder, [run.config for run in runs]
+    clients = plan_workers(settings, configs).workers
+    with serving(configs, folder, console, clients) as servers:
+        # A server takes its part of the memory first.
+        plan = plan_workers(settings, configs)
+        crew = executor(folder) if executor else _local(folder, plan, settings)
+        manifest.set_status("running", workers=crew.slots)
+        note = "" if executor else plan.note
+        training = _Training(
+            manifest, runs, servers, crew, console, lock, settings.max_retries, note
+        )
+        training.run()
 
 
 def _local(folder: Path, plan: WorkerPlan, settings: CampaignConfig) -> LocalExecutor:
@@ -89,6 +97,7 @@ class _Training:
         self,
         manifest: Manifest,
         runs: Sequence[PlannedRun],
+        servers: Servers,
         executor: Executor,
         console: Console,
         lock: FolderLock,
@@ -101,7 +110,13 @@ class _Training:
         self._lock = lock
         self._max_retries = max_retries
         self._jobs = {
-            run.name: Job(run.name, run.condition, folder / run.config_path, folder / run.folder)
+            run.name: Job(
+                run.name,
+                run.condition,
+                folder / run.config_path,
+                folder / run.folder,
+                servers.of(run.config),
+            )
             for run in runs
         }
         self._open = dict(self._jobs)
@@ -123,6 +138,7 @@ class _Training:
             StopSignals(insist=executor.kill) as signals,
             executor,
             view,
+            warnings_shown(lambda message: view.say(f"warning: {message}", "yellow")),
             contextlib.closing(squeeze),
         ):
             try:

@@ -32,14 +32,16 @@ from retrain.experiments.executors.executor import (
     Started,
     Warned,
 )
-from retrain.experiments.live import RunsView
+from retrain.experiments.live import RunsView, warnings_shown
 from retrain.experiments.paths import shown
+from retrain.experiments.serving import serving
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.worker import describe
 from retrain.experiments.workers import thread_environment, threads_of
 from retrain.files import METRICS_FILE, RUN_LOG_FILE, RunRecord, create_timestamped_folder
 from retrain.locks import LockedError
 from retrain.tracking.uploads import wait_for_uploads
+from retrain.training.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,19 @@ def continue_single(
     allow_changes: keys in which `config` may differ from what it was trained with so far.
     """
     console = console or Console()
+    left = record.status == "diverged" or not record.is_trained(config.training.max_steps)
+    with serving([config] if left else [], record.run_dir, console) as servers:
+        place = Place(config.backend, servers.of(config) if left else None)
+        return _continue(config, record, place, allow_changes, console)
+
+
+def _continue(
+    config: RunConfig,
+    record: RunRecord,
+    place: Place,
+    allow_changes: Collection[str],
+    console: Console,
+) -> SingleResult:
     if "torch" not in sys.modules:
         os.environ.update(thread_environment(threads_of(config.backend)))
     run_dir, name = record.run_dir, str(record.data["name"])
@@ -127,6 +142,7 @@ def continue_single(
                 run_dir,
                 name=name,
                 condition=str(record.data["condition"]),
+                place=place,
                 on_row=on_row,
                 stop=lambda: signals.stop,
                 allow_changes=allow_changes,
@@ -174,29 +190,18 @@ def _settle(result: SingleResult) -> None:
             record.update(status=result.status, message=result.message, cause=result.cause)
 
 
-class _ToView(logging.Handler):
-    def __init__(self, view: RunsView, name: str) -> None:
-        super().__init__(logging.WARNING)
-        self._view = view
-        self._name = name
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._view.handle(Warned(self._name, record.getMessage()))
-
-
 @contextmanager
 def _warnings_to(view: RunsView, name: str, log: Path) -> Iterator[None]:
     """retrain's warnings go to the terminal and to `run.log`."""
     logger = logging.getLogger("retrain")
-    handlers = [_ToView(view, name), logging.FileHandler(log, encoding="utf-8")]
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
+    file = logging.FileHandler(log, encoding="utf-8")
+    with warnings_shown(lambda message: view.handle(Warned(name, message))):
+        logger.addHandler(file)
+        try:
+            yield
+        finally:
+            logger.removeHandler(file)
+            file.close()
 
 
 def _conclude(result: SingleResult, console: Console) -> None:

@@ -16,7 +16,6 @@ Ctrl-C in the terminal is the campaign's business, not ours.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -39,6 +38,9 @@ from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.executors.executor import MEASURES
 from retrain.files import RUN_LOG_FILE, json_line
+from retrain.policies.inference.endpoint import Endpoint
+from retrain.processes import signal_when_parent_dies
+from retrain.training.place import Place
 
 ORPHAN_GRACE_S = 60.0
 """How long a run may take to reach the end of its step once the campaign is gone."""
@@ -56,7 +58,7 @@ class Train(Protocol):
         *,
         name: str,
         condition: str,
-        place: BackendConfig,
+        place: Place,
         on_row: OnRow,
         stop: Callable[[], bool],
     ) -> Any: ...
@@ -137,7 +139,7 @@ class Worker:
                 result = train(
                     config,
                     run_dir,
-                    place=self._place(config.backend),
+                    place=Place(self._place(config.backend), Endpoint.read(job["endpoint"])),
                     name=name,
                     condition=str(job["condition"]),
                     on_row=self._on_row,
@@ -187,7 +189,7 @@ class Worker:
         signal.signal(signal.SIGHUP, lambda *_: self._stopping.set())
         signal.signal(signal.SIGTERM, self._interrupt)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-        _signal_when_parent_dies(signal.SIGHUP)
+        signal_when_parent_dies(signal.SIGHUP)
 
     def _interrupt(self, *_: Any) -> None:
         # Nobody shall take this for the end of one run.
@@ -282,14 +284,6 @@ def _leave_in_time() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_GRACE_S / 4)
     os._exit(1)
-
-
-def _signal_when_parent_dies(number: int) -> None:
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def _be_first_to_go() -> None:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrain.config.schema import BackendConfig, ModelConfig, RunConfig
+from retrain.config.schema import ModelConfig, RunConfig
 from retrain.errors import ConfigError, ConfigIssue
 from retrain.models.adapter_folder import adapter_problems
 from retrain.models.lora import LoraSpec
+from retrain.policies.inference.vllm import share_left
 from retrain.policies.local.policy import LocalPolicy
 from retrain.policies.policy import Policy
+from retrain.training.place import Place
 
 if TYPE_CHECKING:
     from retrain.policies.local.base import BaseModel
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 @contextmanager
 def opened_policy(
     config: RunConfig,
-    place: BackendConfig,
+    place: Place,
     bases: BaseModels,
     checkpoint: Path | None,
     name: str,
@@ -31,7 +33,7 @@ def opened_policy(
     """The policy as it was at the checkpoint, or as a run begins. What it holds of a service is let
     go when the block ends.
 
-    place: `[backend]` as the run's place fills it in. name: the run's.
+    name: the run's.
     Raises ConfigError or InputError when the policy cannot be had.
     """
     model = config.model
@@ -41,14 +43,14 @@ def opened_policy(
         require_access()
         from retrain.policies.tinker.policy import open_policy
 
-        with open_policy(config, place) as policy:
+        with open_policy(config, place.backend) as policy:
             if checkpoint is not None:
                 policy.load(checkpoint)
             elif model.init_adapter:
                 policy.start_from(model.init_adapter)
             yield policy
         return
-    local = _local(config, bases.get(model, place))
+    local = _local(config, bases.get(model, place.backend))
     if checkpoint is not None:
         local.load(checkpoint)
     elif model.init_adapter:
@@ -58,7 +60,7 @@ def opened_policy(
         return
     from retrain.policies.inference.policy import opened
 
-    with opened(local, config, name, run_dir) as policy:
+    with opened(local, config, name, run_dir, place.endpoint) as policy:
         yield policy
 
 
@@ -76,6 +78,7 @@ def _local(config: RunConfig, base: BaseModel) -> LocalPolicy:
         micro_batch_tokens=None if micro == "auto" else micro,
         gradient_checkpointing=None if recompute == "auto" else recompute,
         decode_rows=None if training.decode_rows == "auto" else training.decode_rows,
+        memory_share=share_left(config.inference, str(base.device)),
     )
 
 

@@ -42,6 +42,7 @@ from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
 from retrain.training.loop import Run, train
+from retrain.training.place import Place
 from retrain.training.policies import opened_policy
 from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
 from retrain.training.state import LoopState
@@ -104,7 +105,7 @@ def train_run(
     *,
     name: str,
     condition: str,
-    place: BackendConfig | None = None,
+    place: Place | None = None,
     bases: BaseModels | None = None,
     on_row: OnRow | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -112,7 +113,7 @@ def train_run(
 ) -> RunResult:
     """Train one run in `run_dir`, from where it stands. A finished run is returned as it is.
 
-    place:         where to train, if not where the config's `[backend]` says.
+    place:         where to train, if not where the config says.
     stop:          asked after every step; when true the run is saved and KeyboardInterrupt raised.
     allow_changes: keys in which `config` may differ from what the run was trained with so far.
 
@@ -134,23 +135,17 @@ def train_run(
             )
         # A diverged run is finished as it is; with a change it may get further.
         again = record.status == "diverged" and allow_changes
-        if is_finished(record, config.training.max_steps) and not again:
+        if record.is_trained(config.training.max_steps) and not again:
             return _recorded(record)
-        place, bases = place or config.backend, bases or BaseModels()
+        place, bases = place or Place(config.backend), bases or BaseModels()
         with Trackers(config.logging, run_dir, str(record.data["name"])) as trackers:
             return _train(config, record, place, bases, on_row, stop, allow_changes, lock, trackers)
-
-
-def is_finished(record: RunRecord, max_steps: int) -> bool:
-    """Whether there is nothing left to train: all steps are done, or the run has diverged."""
-    done = record.status == "done" and int(record.data["step"]) >= max_steps
-    return done or record.status == "diverged"
 
 
 def _train(
     config: RunConfig,
     record: RunRecord,
-    place: BackendConfig,
+    place: Place,
     bases: BaseModels,
     on_row: OnRow | None,
     stop: Callable[[], bool],
@@ -183,7 +178,7 @@ def _train(
         spent_before = trained_seconds(run_dir)
         checkpoint = point.checkpoint.folder if point.checkpoint else None
         with opened_policy(config, place, bases, checkpoint, name, run_dir) as policy:
-            record.update(device=policy.device, threads=place.threads or 1)
+            record.update(device=policy.device, threads=place.backend.threads or 1)
             heard = trackers.heeded(on_row)
             run = assemble(config, record, state, policy, point, heard, stop, lock)
             with run.reward:

@@ -13,16 +13,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from retrain.policies.inference.endpoint import Endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run to train, from wherever it stands. All that a worker needs to know stands in files
-    it can reach."""
+    it can reach, but for the server that was started for it."""
 
     name: str
     condition: str
     config: Path
     run_dir: Path
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,6 +300,7 @@ class LocalExecutor:
                 condition=job.condition,
                 config=str(job.config.absolute()),
                 run_dir=str(job.run_dir.absolute()),
+                endpoint=job.endpoint.fields() if job.endpoint else None,
             )
             if told:
                 worker.job = self._queue.popleft()

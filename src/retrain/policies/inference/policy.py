@@ -18,6 +18,7 @@ from retrain.errors import InputError
 from retrain.models.codec import ChatCodec
 from retrain.policies.backends import capabilities_of
 from retrain.policies.inference.adapters import Adapters
+from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.inference.sampling import Sampler
 from retrain.policies.inference.server import InferenceServer, Patience
 from retrain.policies.local.policy import LocalPolicy
@@ -39,6 +40,8 @@ _log = logging.getLogger("retrain")
 ADAPTERS_FOLDER = "adapters"
 _PROBES = 4
 _PROBE_TOKENS = 64
+_NEGLIGIBLE = 1e-3
+"""Nats a token, in which a temperature cannot be told from rounding."""
 
 
 @contextmanager
@@ -47,12 +50,17 @@ def opened(
     config: RunConfig,
     name: str,
     run_dir: Path,
+    endpoint: Endpoint | None = None,
     patience: Patience | None = None,
 ) -> Iterator[InferencePolicy]:
-    """The policy of the run `name`; its adapters are unloaded when the block ends."""
+    """The policy of the run `name`; its adapters are unloaded when the block ends.
+
+    endpoint: the server, if not the one that the config names.
+    """
     inference = config.inference
+    endpoint = endpoint or Endpoint.of(inference)
     folder = Path(inference.adapter_dir) if inference.adapter_dir else run_dir / ADAPTERS_FOLDER
-    with InferenceServer(inference, patience) as server:
+    with InferenceServer(endpoint, inference, patience) as server:
         adapters = Adapters(server, folder, name, run_dir)
         models = _models(server)
         adapters.clear([str(model.get("id")) for model in models])
@@ -129,9 +137,11 @@ class InferencePolicy:
     def _check(self, prompts: Sequence[IntArray]) -> None:
         """Compare the server's log-probabilities with the trainer's. Raises InputError when they
         are too far apart to begin with."""
-        training, limit = self._config.training, self._config.inference.max_mismatch
+        limit = self._config.inference.max_mismatch
         probes = self._probes(prompts[:_PROBES])
         self._mismatch = found = mismatch(self._local, probes)
+        if not self._started:
+            self._require_temperature(probes, found)
         if found <= limit:
             self._started = True
             return
@@ -146,12 +156,21 @@ class InferencePolicy:
             return
         likely = "another temperature, model, chat template or dtype, or a stale adapter in place "
         likely += "of the one that was pushed"
-        if training.temperature != 1.0:
-            plain = mismatch(self._local, replace(probes, temperature=1.0))
-            if plain <= limit:
-                likely = "its log-probabilities are those of temperature 1; start vLLM with "
-                likely += "--logprobs-mode processed_logprobs"
         raise InputError(f"inference.max_mismatch: {far}; likely causes: {likely}")
+
+    def _require_temperature(self, probes: TrainBatch, found: float) -> None:
+        """Raise InputError when the log-probabilities are those of temperature 1, and others are
+        wanted. found: the mismatch, which may be within the limit all the same."""
+        if probes.temperature == 1.0 or found < _NEGLIGIBLE:
+            return
+        plain = mismatch(self._local, replace(probes, temperature=1.0))
+        if 2 * plain < found:
+            raise InputError(
+                f"inference.engine: the log-probabilities of the server at {self._url} are those "
+                f"of temperature 1, and [training] temperature is {probes.temperature:g} (they "
+                f"differ from the trainer's by {plain:.2g} nats a token in the mean at 1, and by "
+                f"{found:.2g}); start vLLM with --logprobs-mode processed_logprobs"
+            )
 
     def _probes(self, prompts: Sequence[IntArray]) -> TrainBatch:
         """A few short completions, at the temperature of training."""

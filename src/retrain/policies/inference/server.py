@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -20,6 +19,7 @@ from retrain import seeding
 from retrain.answers import retry_after, said
 from retrain.config.inference import InferenceConfig
 from retrain.errors import InputError
+from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.lost import CallLostError, GoneError, RefusedError, ServiceLostError
 
 _log = logging.getLogger("retrain")
@@ -43,7 +43,7 @@ class Patience:
                    by half, so that requests that failed together do not come back together.
     longest_pause_s: of these.
 
-    How long a busy or absent server is waited for is `[inference].away_timeout`.
+    How long a busy or absent server is waited for is the endpoint's `away_s`.
     """
 
     attempts: int = 4
@@ -65,15 +65,18 @@ class InferenceServer:
     """The server's address and key, and an event loop in a thread of its own, in which all requests
     are under way at once."""
 
-    def __init__(self, config: InferenceConfig, patience: Patience | None = None) -> None:
-        """Raises InputError when the key cannot be one."""
-        self.url = config.url.rstrip("/").removesuffix("/v1")
+    def __init__(
+        self, endpoint: Endpoint, config: InferenceConfig, patience: Patience | None = None
+    ) -> None:
+        self.url = endpoint.url
+        self._endpoint = endpoint
         self._config = config
         self._patience = patience or Patience()
         self._silent_since: float | None = None
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            headers=_headers(config.api_key_env),
+            headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {},
+            trust_env=not endpoint.is_here,
             timeout=httpx.Timeout(config.timeout, connect=_CONNECT_S, pool=None),
             # For each request the pool asks the system about every connection that it keeps.
             limits=httpx.Limits(
@@ -148,7 +151,7 @@ class InferenceServer:
                 if status in _BUSY:
                     wanted = retry_after(response.headers) or 0.0
                     now = time.monotonic()
-                    busy_until = busy_until or now + self._config.away_timeout
+                    busy_until = busy_until or now + self._endpoint.away_s
                     if now >= busy_until:
                         raise CallLostError(f"{self._name} had no time for {what}: {trouble}")
                 elif status >= 500 and status != 501:
@@ -167,35 +170,28 @@ class InferenceServer:
     def _refuse(self, what: str, status: int, trouble: str) -> NoReturn:
         if status in _KEY_REFUSED:
             name = self._config.api_key_env
-            is_set = bool(os.environ.get(name, "").strip())
-            remedy = f"the key in {name} is not accepted" if is_set else f"set {name} to the key"
+            known = f"the key in {name} is not accepted"
+            remedy = known if self._endpoint.key else f"set {name} to the key"
             raise InputError(f"inference.api_key_env: {self._name} answers {trouble}; {remedy}")
         if status == 404:
             raise GoneError(f"{self._name} has not what is needed for {what}: {trouble}")
         raise RefusedError(f"{self._name} refuses {what}: {trouble}")
 
     def _nobody_answers(self, trouble: str) -> None:
-        """Raises ServiceLostError when that has been so for too long."""
-        now, longest = time.monotonic(), self._config.away_timeout
+        """Raises ServiceLostError when that has been so for too long, or will not change."""
+        if reason := self._endpoint.last_word():
+            raise ServiceLostError(f"{self._name} does not come back: {reason}")
+        now, longest = time.monotonic(), self._endpoint.away_s
         if self._silent_since is None:
             self._silent_since = now
-            _log.warning(
-                "%s does not answer (%s); it is given %.0f s to come back",
-                *(self._name, trouble, longest),
-            )
+            # Of one that is started again, who does so tells what became of it.
+            if self._endpoint.owner is None:
+                _log.warning(
+                    "%s does not answer (%s); it is given %.0f s to come back",
+                    *(self._name, trouble, longest),
+                )
         if now - self._silent_since >= longest:
             raise ServiceLostError(f"{self._name} has not answered for {longest:.0f} s ({trouble})")
-
-
-def _headers(variable: str) -> dict[str, str]:
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        # A library's error would show it.
-        raise InputError(
-            f"inference.api_key_env: {variable} holds characters that no key has, such as a line "
-            "break or a space; set it anew"
-        )
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _words(error: Exception) -> str:

@@ -71,8 +71,10 @@ class LocalPolicy:
         micro_batch_tokens: int | None = None,
         gradient_checkpointing: bool | None = None,
         decode_rows: int | None = None,
+        memory_share: float = 1.0,
     ) -> None:
-        """Sizes that are None are found: so that they fit into the device's memory."""
+        """Sizes that are None are found: so that they fit into this share of the device's memory,
+        whose rest is a server's."""
         self.base = base
         self.codec = base.codec
         self.adapter = LoraAdapter(
@@ -83,6 +85,7 @@ class LocalPolicy:
             base.adapter_target_names(spec),
             base.name,
         )
+        self._memory = int(base.total_memory * memory_share)
         self._given = Sizes(micro_batch_tokens, gradient_checkpointing, decode_rows)
         self.sizes = self._given
         self._optimizer = AdamW(self.adapter.params, self.adapter.grads)
@@ -116,7 +119,7 @@ class LocalPolicy:
         longest = max(len(prompt) for prompt in prompts)
         rows = self.sizes.decode_rows or self.base.memory(
             self.adapter.num_params, min(longest + sampling.max_tokens, self.base.context)
-        ).rows_that_fit(keys.size, self.base.total_memory, self.base.device.type)
+        ).rows_that_fit(keys.size, self._memory, self.base.device.type)
         self.base.free_unused()
         smaller: list[int] = []
         groups = sample(
@@ -211,7 +214,7 @@ class LocalPolicy:
         measured, else by the formulas."""
         if self.sizes.micro_batch_tokens and self.sizes.checkpointing is not None:
             return
-        kind, total = self.base.device.type, self.base.total_memory
+        kind, total = self.base.device.type, self._memory
         longest = max(len(prompt) for prompt in batch.prompts) + batch.mask.shape[1]
         memory = self.base.memory(self.adapter.num_params, longest)
         given = self.sizes.checkpointing
