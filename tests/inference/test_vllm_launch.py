@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from retrain.config.inference_checks import MAX_RANK
 from retrain.errors import InputError
+from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.inference.vllm import (
     RANKS,
     Launch,
@@ -66,6 +67,11 @@ def test_the_command() -> None:
     on_gpu = launch(on_cpu=False).command(Path("/opt/vllm"), 8001, clients=1)
     assert parsed(on_gpu[1:]).dtype == "bfloat16"
     assert parsed(on_gpu[1:]).max_num_batched_tokens is None
+
+
+def test_a_run_for_which_nobody_started_a_server() -> None:
+    with pytest.raises(InputError, match="nobody has started a server"):
+        Endpoint.of(runs.config(inference={"engine": "vllm"}).inference)
 
 
 def test_the_last_argument_wins_so_that_a_dtype_can_be_given() -> None:

@@ -37,7 +37,13 @@ class Endpoint:
 
     @classmethod
     def of(cls, config: InferenceConfig) -> Self:
-        """The server that the config names. Raises InputError when the key cannot be one."""
+        """The server that the config names. Raises InputError when it names none, or the key cannot
+        be one."""
+        if not config.url:
+            raise InputError(
+                "inference.url: nobody has started a server for this run; campaigns and single "
+                'runs do for engine = "vllm", and "openai" needs the address of one'
+            )
         url = config.url.rstrip("/").removesuffix("/v1")
         return cls(url, _key(config.api_key_env), config.away_timeout)
 
