@@ -36,6 +36,8 @@ from tests.inference.vllm_program import Program  # noqa: E402
 from tests.loopback.service import Remote  # noqa: E402
 from tests.tinker import standin  # noqa: E402
 
+from retrain.analysis.words import plural  # noqa: E402
+
 STEPS = 4
 PROGRESS = ("% ", " step", "held-out", "greedy", "run: ", "next: retrain status", "vLLM")
 SAME = ("mean_reward", "tokens", "num_updates", "held_out_accuracy")
@@ -392,12 +394,13 @@ def show(outcomes: list[Outcome]) -> None:
 def words(one: Outcome) -> str:
     lost = []
     if one.lost:
-        lost.append(f"{one.lost} completions")
+        lost.append(plural(one.lost, "completion"))
     if one.resumed is not None:
         went_on = "done after resume" if one.resumed == 0 else f"resume ends with {one.resumed}"
-        lost.append(f"{one.again} steps trained again; {went_on}")
+        again = f"{plural(one.again, 'step')} trained again" if one.again else "no step"
+        lost.append(f"{again}; {went_on}")
     if not one.same:
-        lost.append("the rest of the run is another sample" if one.lost else "rows differ")
+        lost.append("so the rest of the run is another sample" if one.lost else "rows differ")
     return "; ".join(lost) or "nothing: rows as undisturbed"
 
 

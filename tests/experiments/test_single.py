@@ -12,6 +12,7 @@ import pytest
 from campaigns import load, plain_console
 
 from retrain.causes import INFRASTRUCTURE
+from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, config_from_mapping
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
@@ -182,10 +183,15 @@ def test_how_a_run_ends(
     assert (f"{status}: {message}" if message else status) in output
     log = result.run_dir / "run.log"
     assert ("Traceback" in log.read_text()) == (status == "failed")
-    # Where the run itself is at fault the log helps; else it may simply go on.
+    assert not message or output.count(message) == 1
+    # Where a plugin or retrain is at fault the log helps; what the user has to mend is told
+    # already; else it may simply go on.
+    mended = exit_code == 2
+    assert (f"when that is mended: retrain resume {result.run_dir}" in output) == mended
+    assert read_run_config(result.run_dir / "config.toml").training.seed == 7
     by_itself = status == "stopped" or cause in INFRASTRUCTURE
     assert (f"next: retrain resume {result.run_dir}" in output) == by_itself
-    assert (f"next: less {log}" in output) == (not by_itself)
+    assert (f"next: less {log}" in output) == (not by_itself and not mended)
     assert ("before it goes on, " in output) == (cause in INFRASTRUCTURE)
 
 

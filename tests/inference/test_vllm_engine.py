@@ -189,7 +189,8 @@ def test_a_campaign_shares_a_server_and_survives_its_death_and_its_own(
     assert (second["port"], second["key"]) == (third["port"], third["key"])
     assert f"vLLM 0.0.0+test answers at http://127.0.0.1:{second['port']} after" in output
     assert warnings_in(output) == [
-        f"warning: vLLM was ended by SIGKILL (see {campaign}/vllm.log); it is started again"
+        f"warning: vLLM was ended by SIGKILL (see logs/{campaign.name}/vllm.log); it is started "
+        "again"
     ]
     assert {record["status"] for record in records_of(program)} == {"done"}
     for seed, undisturbed in local.items():
@@ -273,9 +274,25 @@ def test_a_start_that_fails(program: Program) -> None:
     *_, error = output.splitlines()
     assert error.startswith("error: inference.engine: vLLM ended with exit code 1 before it was")
     assert "ValueError: Free memory on device cuda:0 (10.2/79.1 GiB) on startup is less" in error
-    assert error.endswith(f"/{folder}/vllm.log); afterwards: retrain resume {folder}")
+    assert error.endswith(f"(see {folder}/vllm.log); afterwards: retrain resume {folder}")
     assert "Traceback" not in output
     assert [record["status"] for record in records_of(program)] == ["pending", "pending"]
+
+
+def test_a_run_whose_server_does_not_start_is_there_to_be_resumed(
+    program: Program, tmp_path: Path
+) -> None:
+    program.plan({"fails": True})
+    tables = {
+        "inference": {"engine": "vllm", "command": str(program.file)},
+        "training": {"max_tokens": 16},
+    }
+    quiet, run_dir = Console(quiet=True), tmp_path / "run"
+    with pytest.raises(InputError, match=f"afterwards: retrain resume {run_dir}"):
+        run_single(config_from_mapping(tables), run_dir=run_dir, console=quiet)
+    with pytest.raises(InputError, match="vLLM ended with exit code 1 before it was ready"):
+        resume(run_dir, console=quiet)
+    assert len(program.starts()) == 2
 
 
 @pytest.mark.parametrize("kind", ["campaign", "run"])

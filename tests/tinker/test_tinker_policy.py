@@ -42,6 +42,7 @@ from retrain.policies.tinker.retry import (
     RefusedError,
     ServiceLostError,
     failure_of,
+    words,
 )
 from retrain.policies.tinker.service import Service
 from retrain.training.rollout import sample_groups, token_weights
@@ -436,8 +437,8 @@ def test_requests_of_a_closed_session_end_in_silence(
         raise RuntimeError(words)
 
     loop = asyncio.new_event_loop()
-    for words in ("Internal client holder is closed", "something else"):
-        loop.run_until_complete(asyncio.wait([loop.create_task(fail(words))]))
+    for text in ("Internal client holder is closed", "something else"):
+        loop.run_until_complete(asyncio.wait([loop.create_task(fail(text))]))
     gc.collect()
     loop.close()
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
@@ -518,6 +519,13 @@ def test_errors_of_the_sdk_by_kind() -> None:
     wrapped.__cause__ = status(404)
     assert failure_of(wrapped) is Failure.GONE
     assert failure_of(RuntimeError("a bug")) is Failure.REFUSED
+
+
+def test_words_of_the_sdk_without_its_variables() -> None:
+    text = "Request failed: no room for self.request_id='36f2' and expected type self.model_cls=int"
+    assert words(RuntimeError(text)) == "Request failed: no room"
+    assert words(RuntimeError("a\n b")) == "a b"
+    assert len(words(RuntimeError("x" * 1000))) < 310
 
 
 def test_pauses_grow_and_depend_on_their_key_alone() -> None:

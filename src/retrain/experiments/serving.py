@@ -61,7 +61,8 @@ def serving(
     endpoints: dict[Launch, Endpoint] = {}
     with ExitStack() as stack:
         for number, launch in enumerate(together(map(launch_of, ours)), start=1):
-            log = folder / ("vllm.log" if number == 1 else f"vllm-{number}.log")
+            # Messages name it as the user would.
+            log = Path(shown(folder)) / ("vllm.log" if number == 1 else f"vllm-{number}.log")
             server = stack.enter_context(
                 VllmServer(
                     launch,

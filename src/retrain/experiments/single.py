@@ -19,6 +19,7 @@ from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
 from retrain.causes import INFRASTRUCTURE, cause_of, remedy
+from retrain.config.dump import run_config_toml
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
@@ -38,7 +39,14 @@ from retrain.experiments.serving import serving
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.worker import describe
 from retrain.experiments.workers import thread_environment, threads_of
-from retrain.files import METRICS_FILE, RUN_LOG_FILE, RunRecord, create_timestamped_folder
+from retrain.files import (
+    METRICS_FILE,
+    RUN_CONFIG_FILE,
+    RUN_LOG_FILE,
+    RunRecord,
+    atomic_write_text,
+    create_timestamped_folder,
+)
 from retrain.locks import LockedError
 from retrain.tracking.uploads import wait_for_uploads
 from retrain.training.place import Place
@@ -91,6 +99,8 @@ def run_single(
         seed=config.training.seed,
         max_steps=config.training.max_steps,
     )
+    # From here on it can be resumed, also when what it needs does not even start.
+    atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
     return continue_single(config, record, console=console)
 
 
@@ -216,14 +226,16 @@ def _conclude(result: SingleResult, console: Console) -> None:
             before, after = measured[f"{key}_before"], measured[f"{key}_after"]
             if after is not None:
                 say(f"{label}: {percent(before, 'unknown')} before, {percent(after)} after")
-    if result.status != "done":
-        say(": ".join(filter(None, (result.status, result.message))), "red")
+    if result.status == "stopped":
+        say("stopped", "red")
     folder = shown(result.run_dir)
     say(f"run:  {folder}")
     if result.cause in INFRASTRUCTURE and (what := remedy(str(result.cause), folder)):
         say(f"before it goes on, {what}")
     if result.status == "stopped" or result.cause in INFRASTRUCTURE:
         say(f"next: retrain resume {shlex.quote(folder)}")
+    elif result.exit_code == 2:
+        say(f"when that is mended: retrain resume {shlex.quote(folder)}")
     elif result.status in {"failed", "diverged"}:
         log = shown(result.run_dir / RUN_LOG_FILE)
         say(f"next: less {shlex.quote(log)}")

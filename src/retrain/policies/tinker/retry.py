@@ -10,6 +10,7 @@ off. So what is left to us are results that never will come, and the end of all 
 from __future__ import annotations
 
 import concurrent.futures
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,7 @@ from retrain.policies.lost import RefusedError as RefusedError
 from retrain.policies.lost import ServiceLostError as ServiceLostError
 
 _SHOWN_CHARACTERS = 300
+_INNARDS = re.compile(r" for self\.request_id=.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,6 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def words(error: BaseException) -> str:
-    """An error in one line that is not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error in one line that is not too long, without the SDK's own variables."""
+    text = _INNARDS.sub("", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
