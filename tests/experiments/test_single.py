@@ -81,6 +81,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException)
         for step in range(3):
             on_row({"step": step, "mean_reward": 0.5, "correct_rate": 0.5})
         logging.getLogger("retrain").warning("%s, step 2: reward is always 0", name)
+        logging.getLogger("a.library").warning("no heartbeat")
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -110,7 +111,9 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"run:  {first.run_dir}" in output
     assert f"next: retrain status {first.run_dir}" in output
     assert "warning: grpo+none_s7: step 2: reward is always 0" in output
-    assert "reward is always 0" in (first.run_dir / "run.log").read_text()
+    log = (first.run_dir / "run.log").read_text()
+    assert log.count("reward is always 0") == log.count("no heartbeat") == 1
+    assert "no heartbeat" not in output
 
 
 def test_name_condition_and_folder_can_be_given(

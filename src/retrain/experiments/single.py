@@ -202,15 +202,15 @@ def _settle(result: SingleResult) -> None:
 
 @contextmanager
 def _warnings_to(view: RunsView, name: str, log: Path) -> Iterator[None]:
-    """retrain's warnings go to the terminal and to `run.log`."""
-    logger = logging.getLogger("retrain")
-    file = logging.FileHandler(log, encoding="utf-8")
+    """retrain's warnings go to the terminal and to `run.log`, those of libraries only there."""
+    everything, file = logging.getLogger(), logging.FileHandler(log, encoding="utf-8")
+    file.setLevel(logging.WARNING)
     with warnings_shown(lambda message: view.handle(Warned(name, message))):
-        logger.addHandler(file)
+        everything.addHandler(file)
         try:
             yield
         finally:
-            logger.removeHandler(file)
+            everything.removeHandler(file)
             file.close()
 
 
