@@ -259,9 +259,14 @@ def test_a_server_that_is_killed_is_started_again(
 
 def kill_while_sampling(url: str, pid: int) -> None:
     running = re.compile(r"^vllm:num_requests_running\{.*\} (\S+)$", re.MULTILINE)
-    while not any(float(count) for count in running.findall(httpx.get(f"{url}/metrics").text)):
+    while True:
+        # It may have no time for us while it takes in a rollout's requests.
+        with contextlib.suppress(httpx.TransportError):
+            said = httpx.get(f"{url}/metrics").text
+            if any(float(count) for count in running.findall(said)):
+                os.kill(pid, signal.SIGKILL)
+                return
         time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
 
 
 def vllms_of(pid: int) -> list[int]:
