@@ -29,6 +29,11 @@ class Servers:
     def __init__(self, endpoints: Mapping[Launch, Endpoint]) -> None:
         self._endpoints = endpoints
 
+    @property
+    def started(self) -> bool:
+        """Whether there is any."""
+        return bool(self._endpoints)
+
     def of(self, run: RunConfig) -> Endpoint | None:
         """None for a run that needs none of ours."""
         if run.inference.engine != "vllm":

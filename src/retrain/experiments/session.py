@@ -64,10 +64,11 @@ def train_campaign(
     if any(run.config.backend.backend == "tinker" for run in runs):
         require_access()
     folder, configs = manifest.folder, [run.config for run in runs]
-    clients = plan_workers(settings, configs).workers
-    with serving(configs, folder, console, clients) as servers:
-        # A server takes its part of the memory first.
-        plan = plan_workers(settings, configs)
+    plan = plan_workers(settings, configs)
+    with serving(configs, folder, console, plan.workers) as servers:
+        if servers.started:
+            # They have taken their part of the memory.
+            plan = plan_workers(settings, configs)
         crew = executor(folder) if executor else _local(folder, plan, settings)
         manifest.set_status("running", workers=crew.slots)
         note = "" if executor else plan.note
