@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import inspect
 import math
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from numbers import Real
 from typing import Any
 
+from retrain.loops import LoopThread
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint
 from retrain.types import Completion, Problem, Score
 
@@ -40,7 +38,7 @@ class CustomReward(Reward):
         self._threshold = correct_threshold
         parameters = inspect.signature(function).parameters
         self._extras = [extra for extra in _EXTRAS if extra in parameters]
-        self._loop = _LoopThread()
+        self._loop: LoopThread | None = None
         self.early = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004
         )
@@ -60,7 +58,9 @@ class CustomReward(Reward):
             self.close()
 
     def close(self) -> None:
-        self._loop.close()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
 
     def _call(self, problem: Problem, completion: Completion) -> Any:
         """What the function returns, or a future of it when it is async."""
@@ -69,7 +69,15 @@ class CustomReward(Reward):
             result = self._function(completion.text, problem.answer, **extra)
         except Exception as error:
             raise self._raised(error, problem, completion) from error
-        return self._loop.run(result) if inspect.isawaitable(result) else result
+        return self._begun(result) if inspect.isawaitable(result) else result
+
+    def _begun(self, awaitable: Awaitable[Any]) -> Future[Any]:
+        async def awaited() -> Any:
+            return await awaitable
+
+        if self._loop is None:
+            self._loop = LoopThread("retrain-async-reward")
+        return self._loop.submit(awaited())
 
     def _wait(self, result: Any, problem: Problem, completion: Completion) -> Score:
         if isinstance(result, Future):
@@ -102,45 +110,3 @@ class CustomReward(Reward):
 
     def _failed(self, what: str, problem: Problem, completion: Completion) -> RewardFailedError:
         return RewardFailedError(complaint(f"{self._name} {what}", problem, completion))
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, from the first call to `close`."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    def run(self, awaitable: Awaitable[Any]) -> Future[Any]:
-        """Start awaiting it."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._loop.run_forever, name="retrain-async-reward", daemon=True
-            )
-            self._thread.start()
-
-        async def awaited() -> Any:
-            return await awaitable
-
-        return asyncio.run_coroutine_threadsafe(awaited(), self._loop)
-
-    def close(self) -> None:
-        """Cancel what is still awaited."""
-        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is None or thread is None:
-            return
-
-        async def cancel_all() -> None:
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            await loop.shutdown_asyncgens()
-
-        with contextlib.suppress(TimeoutError, CancelledError):
-            asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(2.0)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(2.0)
-        if not thread.is_alive():
-            loop.close()

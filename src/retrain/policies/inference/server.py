@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from retrain import seeding
 from retrain.answers import retry_after, said
 from retrain.config.inference import InferenceConfig
 from retrain.errors import InputError
+from retrain.loops import LoopThread
 from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.lost import CallLostError, GoneError, RefusedError, ServiceLostError
 
@@ -84,9 +84,7 @@ class InferenceServer:
             ),
         )
         self._places = asyncio.Semaphore(config.concurrency)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("retrain-inference")
 
     def __enter__(self) -> Self:
         return self
@@ -100,14 +98,11 @@ class InferenceServer:
         del kind, error, traceback
         with contextlib.suppress(Exception):
             self.submit(self._client.aclose()).result(_CONNECT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CONNECT_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+        self._loop.close()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start `work` in the loop's thread; cancelling the future ends its request."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._loop.submit(work)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, from a thread that is not the loop's."""

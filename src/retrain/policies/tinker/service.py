@@ -19,6 +19,7 @@ import tinker
 from tinker import APIFuture
 
 from retrain.errors import InputError, RetrainError
+from retrain.loops import forgive_given_up
 from retrain.policies.policy import NonFiniteUpdateError
 from retrain.policies.throttle import Throttle
 from retrain.policies.tinker.access import require_access
@@ -41,23 +42,7 @@ Submit = Callable[[], APIFuture[T]]
 # Asking for a result takes a second request every 45 seconds, each with a warning.
 _CHATTY = "tinker.lib.api_future_impl"
 _CLOSING_S = 5.0
-_CLOSED = "Internal client holder is closed"
 _SILENT = "the service does not answer; it is given %.0f s to come back"
-
-
-class _GivenUp(logging.Filter):
-    """Keeps silent about requests that were given up when their session was closed.
-
-    The SDK's tasks end in an error then, which nobody waits for and asyncio logs whenever the
-    garbage is collected.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, RuntimeError) and str(error) == _CLOSED)
-
-
-GIVEN_UP = _GivenUp()
 
 
 class Service:
@@ -74,7 +59,6 @@ class Service:
         require_access()
         os.environ["TINKER_TELEMETRY"] = "0"
         logging.getLogger(_CHATTY).setLevel(logging.ERROR)
-        logging.getLogger("asyncio").addFilter(GIVEN_UP)
         self.patience = patience or Patience()
         self._throttle = throttle
         self._key = key
@@ -85,6 +69,8 @@ class Service:
         self._silent_since: float | None = None
         self.client = tinker.ServiceClient(base_url=base_url or None)
         self.rest = self.opened(lambda: tinker.RestClient(base_url=base_url or None))
+        # All clients of a process share one loop, which is the SDK's alone.
+        forgive_given_up(self.rest.holder.get_loop())
         _close_at_exit(self.rest.holder.close)
 
     def __enter__(self) -> Self:
