@@ -136,8 +136,8 @@ def resume(
 ) -> None:
     """Go on with a run or a campaign from its last checkpoints; what is finished stays as it is.
 
-    Options that change the config are for single runs; of a campaign they may change how its runs
-    are trained, e.g. --set campaign.max_workers=4.
+    Of a campaign, options may change how its runs are trained, e.g. --set campaign.max_workers=4,
+    and where, e.g. --set inference.url=http://localhost:8001, but not what they compute.
     """
     from retrain.experiments.resume import resume as go_on
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaigns import fake_executor, load, plain_console, set_trouble, snapshot
+from campaigns import fake_executor, load, plain_console, set_trouble, snapshot, tables
 
 from retrain.cli import main
-from retrain.config.overrides import Override, parse_set
+from retrain.config.dump import read_run_config
+from retrain.config.load import config_from_mapping
+from retrain.config.overrides import parse_set
+from retrain.config.schema import CampaignConfig, RunConfig
 from retrain.errors import ConfigError, InputError
 from retrain.experiments import resume as resuming
 from retrain.experiments.campaign import create_campaign, run_campaign
@@ -158,7 +161,7 @@ def test_what_would_only_come_again_is_not_tried_again(
 
 def test_how_often_it_is_tried_may_change(tmp_path: Path) -> None:
     result = start(tmp_path, {"a": {"trouble": "kill", "trouble_attempts": 3}})
-    again, _ = go_on(result.campaign_dir, changes={"max_retries": 2})
+    again, _ = go_on(result.campaign_dir, overrides=[parse_set("campaign.max_retries=2")])
     assert (again.exit_code, attempts(again.campaign_dir)) == (0, {"a": 4})
     # Only this once: the manifest has the campaign as it was planned.
     assert Manifest.read(again.campaign_dir).data["max_retries"] == 0
@@ -348,22 +351,63 @@ def test_a_wrong_value_is_told_before_anything_is_done(
 
 
 def test_how_runs_are_trained_may_change(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[CampaignConfig] = []
 
-    def take(folder: Path, **options: Any) -> None:
-        seen.update(options)
+    def take(manifest: Manifest, runs: Any, settings: CampaignConfig, **options: Any) -> None:
+        seen.append(settings)
 
-    monkeypatch.setattr(resuming, "resume_campaign", take)
+    monkeypatch.setattr(resuming, "train_campaign", take)
     options = ["max_workers=4", "worker_timeout=60", "devices=cpu,cpu,cpu,cpu", "parallel=true"]
-    resume(mixed, overrides=[parse_set(f"campaign.{option}") for option in options])
-    assert seen["changes"] == {
-        "max_workers": 4,
-        "worker_timeout": 60,
-        "devices": "cpu,cpu,cpu,cpu",
-        "parallel": True,
+    go_on(mixed, overrides=[parse_set(f"campaign.{option}") for option in options])
+    (settings,) = seen
+    assert (settings.max_workers, settings.worker_timeout) == (4, 60)
+    assert (settings.devices, settings.parallel) == ("cpu,cpu,cpu,cpu", True)
+    assert settings.max_retries == 0
+
+
+def values(folder: Path, key: str) -> dict[str, Any]:
+    """`table.key` in the config of each run, by its condition."""
+    table, _, name = key.partition(".")
+    return {
+        path.name.removesuffix("_s1"): getattr(
+            getattr(read_run_config(path / "config.toml"), table), name
+        )
+        for path in (folder / "runs").iterdir()
     }
-    resume(mixed, overrides=[Override("campaign", "max_retries", 0)], retry_failed=True)
-    assert (seen["changes"], seen["retry_failed"]) == ({"max_retries": 0}, True)
+
+
+def test_what_is_left_may_go_on_elsewhere(mixed: Path) -> None:
+    """Finished runs keep the config that they were trained with."""
+    result, output = go_on(mixed, overrides=[parse_set("backend.threads=1")])
+    assert states(result)["killed"] == states(result)["waiting"] == "done"
+    expected = {**dict.fromkeys(TROUBLES, 0), "killed": 1, "waiting": 1}
+    assert values(mixed, "backend.threads") == expected
+    assert "backend.threads: was 0, is now 1 (in 2 runs)" in output
+    result, _ = go_on(mixed, retry_failed=True)
+    assert values(mixed, "backend.threads") == expected
+
+
+def test_a_file_that_was_edited_is_heeded(mixed: Path, tmp_path: Path) -> None:
+    edited = tables(tmp_path, {name: {} for name in TROUBLES}, seeds=(1,), every=2)
+    edited["training"]["save_every"] = 1
+    result, output = go_on(mixed, loaded=config_from_mapping(edited))
+    assert states(result)["waiting"] == "done"
+    before = RunConfig().training.save_every
+    assert values(mixed, "training.save_every") == {
+        **dict.fromkeys(TROUBLES, before),
+        **{"killed": 1, "waiting": 1},
+    }
+    assert f"training.save_every: was {before}, is now 1 (in 2 runs)" in output
+    assert set(values(mixed, "evaluation.every").values()) == {0}
+    assert "evaluation.every stays as it was in runs that are there: was 0, is now 2" in output
+
+
+def test_a_place_that_does_not_fit_is_refused(mixed: Path) -> None:
+    before = snapshot(mixed)
+    with pytest.raises(ConfigError) as caught:
+        go_on(mixed, overrides=[parse_set("inference.url=http://localhost:8001")])
+    assert 'engine = "local"' in str(caught.value)
+    assert snapshot(mixed) == before
 
 
 def test_a_damaged_campaign_is_named(mixed: Path) -> None:

@@ -37,6 +37,7 @@ lora_rank = 4
 [inference]
 engine = "openai"
 url = "{url}"
+away_timeout = 0.3
 
 [training]
 batch_size = 3
@@ -53,6 +54,7 @@ log_dir = "logs"
 [campaign]
 seeds = [7, 8]
 max_steps = 3
+max_retries = 0
 
 [[campaign.conditions]]
 advantage_mode = "grpo"
@@ -152,18 +154,29 @@ def test_other_losses_get_their_old_probabilities_from_the_trainer(
         assert row["ratio_mean"] == pytest.approx(1, abs=1e-4)
 
 
-def test_a_campaign_with_a_server(server: InferenceServer, tmp_path: Path) -> None:
-    (tmp_path / "two.toml").write_text(TOML.format(url=server.url))
-    done = subprocess.run(
-        [sys.executable, "-m", "retrain", "two.toml"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_campaign_goes_over_to_where_its_server_is(
+    server: InferenceServer, tmp_path: Path
+) -> None:
+    def retrain(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "retrain", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    (tmp_path / "two.toml").write_text(TOML.format(url="http://127.0.0.1:9"))
+    code, output = retrain("two.toml")
+    assert code == 1, output
+    assert "has not answered for" in output
     (campaign,) = (tmp_path / "logs").iterdir()
+    change = f"inference.url={server.url}"
+    code, output = retrain("resume", str(campaign.relative_to(tmp_path)), "--set", change)
+    assert code == 0, output
+    assert f'was "http://127.0.0.1:9", is now "{server.url}" (in 2 runs)' in output
     for seed in (7, 8):
         here = runs.config(training={"max_steps": 3, "seed": seed}, evaluation={"num_problems": 4})
         runs.start(here, tmp_path / str(seed))

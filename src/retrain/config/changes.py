@@ -62,6 +62,23 @@ MAY_CHANGE = frozenset(
 )
 """`max_steps` only with a constant learning rate: the other schedules depend on it."""
 
+OF_THE_PLAN = frozenset(
+    {
+        "training.max_steps",
+        "evaluation.every",
+        "backend.throttle_dir",
+        "logging.log_dir",
+        "logging.wandb_project",
+        "logging.wandb_entity",
+        "logging.wandb_run_name",
+        "logging.wandb_group",
+        "logging.wandb_tags",
+    }
+)
+"""What of that the runs of a campaign keep all the same: what is compared, and where it lies."""
+
+CAMPAIGN_MAY_CHANGE = MAY_CHANGE - OF_THE_PLAN
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -103,6 +120,23 @@ def differences(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
         if old != full[key]:
             changes.append(Change(key, old, full[key]))
     return changes
+
+
+def values_taken(
+    config: RunConfig, other: RunConfig, keys: Collection[str]
+) -> tuple[RunConfig, list[Change]]:
+    """`config` with the values that `other` has for `keys`, and what that changes.
+
+    keys: `table.key`.
+    """
+    old, new = config.model_dump(mode="json"), other.model_dump(mode="json")
+    changes = []
+    for place in sorted(keys):
+        table, _, key = place.partition(".")
+        if old[table][key] != new[table][key]:
+            changes.append(Change(place, old[table][key], new[table][key]))
+            old[table][key] = new[table][key]
+    return RunConfig.model_validate(old), changes
 
 
 def refuse_changes(

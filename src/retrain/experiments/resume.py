@@ -13,7 +13,7 @@ from rich.text import Text
 from retrain.analysis.records import MANIFEST_FILE, RunView, read_run
 from retrain.analysis.words import plural
 from retrain.causes import DISK, INFRASTRUCTURE, remedy
-from retrain.config.changes import differences, identity, refuse_changes
+from retrain.config.changes import CAMPAIGN_MAY_CHANGE, differences, identity, refuse_changes
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, Override, config_from_mapping
 from retrain.config.stopping_checks import too_few_runs
@@ -23,6 +23,7 @@ from retrain.experiments.campaign import RERUN_SCRIPT
 from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.extend import extend_campaign
 from retrain.experiments.manifest import EXECUTION_KEYS, Manifest
+from retrain.experiments.moving import move_runs
 from retrain.experiments.outlook import nothing_in
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun, first_runs
@@ -46,7 +47,7 @@ def resume(
     """Go on with the run or the campaign in `folder`.
 
     loaded:        the config that it is to go on with; by default the one it was started with.
-    overrides:     changes to that default; of a campaign only how its runs are trained.
+    overrides:     changes to that default; of a campaign only how and where its runs are trained.
     allow_changes: keys in which a run may become another one from here on.
     retry_failed:  also try runs again that failed by an error of their own.
     extend:        train the runs that `loaded` adds to the campaign.
@@ -60,7 +61,7 @@ def resume(
         return resume_campaign(
             folder,
             loaded=loaded,
-            changes=_execution_changes(overrides),
+            overrides=overrides,
             retry_failed=retry_failed,
             extend=extend,
             console=console,
@@ -117,7 +118,7 @@ def resume_campaign(
     folder: Path,
     *,
     loaded: LoadedConfig | None = None,
-    changes: Mapping[str, Any] | None = None,
+    overrides: Sequence[Override] = (),
     retry_failed: bool = False,
     extend: bool = False,
     console: Console | None = None,
@@ -125,10 +126,10 @@ def resume_campaign(
 ) -> CampaignResult:
     """Train what a campaign lacks; finished runs are not touched.
 
-    changes: new values of keys of `[campaign]` that only say how runs are trained. Others: as in
-    `resume`. Raises LockedError while another process trains the campaign.
+    Arguments as in `resume`. Raises LockedError while another process trains the campaign.
     """
     console = console or Console()
+    changes, elsewhere = _told_apart(overrides)
     try:
         with FolderLock(folder).acquire(
             on_wait=lambda text: console.print(text, style="dim")
@@ -150,8 +151,9 @@ def resume_campaign(
                 if run.condition not in manifest.dropped
                 and _wants_training(views[run.name], retry_failed)
             ]
-            left = [run for run in wanting if run.name in now]
-            left_out = [run.name for run in wanting if run.name not in now]
+            moved = move_runs(manifest, wanting, loaded, elsewhere, console)
+            left = [run for run in moved if run.name in now]
+            left_out = [run.name for run in moved if run.name not in now]
             manifest.leave_out(left_out, settings.max_runs)
             _say_plan(manifest, runs, views, left, console)
             if not left:
@@ -224,17 +226,22 @@ def _say_plan(
     console.print(Text(text), soft_wrap=True)
 
 
-def _execution_changes(overrides: Sequence[Override]) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
+def _told_apart(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Override]]:
+    """(values of `[campaign]` that say how runs are trained, changes to the runs themselves)."""
+    execution: list[Override] = []
+    of_runs: list[Override] = []
     for override in overrides:
-        if override.table != "campaign" or override.key not in EXECUTION_KEYS:
-            keys = ", ".join(f"campaign.{key}" for key in EXECUTION_KEYS)
+        if override.table == "campaign" and override.key in EXECUTION_KEYS:
+            execution.append(override)
+        elif f"{override.table}.{override.key}" in CAMPAIGN_MAY_CHANGE:
+            of_runs.append(override)
+        else:
+            keys = [*(f"campaign.{key}" for key in EXECUTION_KEYS), *sorted(CAMPAIGN_MAY_CHANGE)]
             raise InputError(
                 f"{override.source}: a campaign that is resumed keeps its runs as they were "
-                f"planned; only these may change: {keys}"
+                f"planned; only these may change: {', '.join(keys)}"
             )
-        changes[override.key] = override.value
     # Raises ConfigError where a value does not fit its key. How many conditions there are is not
     # known here.
-    config_from_mapping({"campaign": {"conditions": [{}]}}, overrides)
-    return changes
+    config_from_mapping({"campaign": {"conditions": [{}]}}, execution)
+    return {override.key: override.value for override in execution}, of_runs
