@@ -19,7 +19,8 @@ def said(response: httpx.Response) -> str:
     text = response.text.strip()
     with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
         body = response.json()
-        text = str(body["error"]["message"] if "error" in body else body["message"])
+        told = body.get("error", body)
+        text = str(told["message"] if "message" in told else told["error_message"])
     phrase = f"{response.status_code} {response.reason_phrase}".strip()
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
     return f"{phrase}: {shown}" if shown else phrase

@@ -51,10 +51,11 @@ def go_on(folder: Path, **options: Any) -> tuple[CampaignResult, str]:
     return result, output.getvalue()
 
 
-@pytest.fixture
-def mixed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign with a run of every kind; its troubles are over."""
-    folder = start(tmp_path).campaign_dir
+    logs = tmp_path_factory.mktemp("mixed")
+    folder = start(logs).campaign_dir
     manifest = Manifest.read(folder)
     # As if nobody had come to it.
     shutil.rmtree(folder / "runs" / "waiting_s1" / "emergence", ignore_errors=True)
@@ -64,8 +65,14 @@ def mixed(tmp_path: Path) -> Path:
         folder / "runs" / "waiting_s1", name="waiting_s1", condition="waiting", seed=1, max_steps=4
     )
     manifest.set_run("waiting_s1", "pending")
-    set_trouble(tmp_path, {})
+    set_trouble(logs, {})
     return folder
+
+
+@pytest.fixture
+def mixed(once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(once, tmp_path / once.name))
 
 
 def states(result: CampaignResult) -> dict[str, str]:

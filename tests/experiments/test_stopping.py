@@ -21,6 +21,7 @@ from retrain.analysis.status_view import LOOKS
 from retrain.analysis.summary import compare
 from retrain.config.load import LoadedConfig, config_from_mapping
 from retrain.config.overrides import Override, parse_set
+from retrain.config.schema import CampaignConfig
 from retrain.errors import ConfigError, InputError
 from retrain.experiments.campaign import create_campaign, run_campaign
 from retrain.experiments.conclusion import CampaignResult
@@ -502,8 +503,8 @@ def test_only_so_many_runs_for_now(tmp_path: Path) -> None:
     assert (again.exit_code, again.status) == (0, "done")
     assert "6 runs, 4 done, 2 left out for now (max_runs), nothing to train" in text
     with pytest.raises(InputError, match="1 is less than one seed of the 2 conditions"):
-        go_on(folder, changes={"max_runs": 1})
-    rest, text = go_on(folder, changes={"max_runs": 0})
+        go_on(folder, overrides=[Override("campaign", "max_runs", 1)])
+    rest, text = go_on(folder, overrides=[Override("campaign", "max_runs", 0)])
     assert "4 done, 2 to train" in text
     assert {run.status for run in rest.runs} == {"done"}
     assert "left out" not in text
@@ -513,14 +514,15 @@ def test_only_so_many_runs_for_now(tmp_path: Path) -> None:
 def test_how_many_for_now_is_checked_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[tuple[int, int]] = []
+
+    def take(manifest: Manifest, runs: Any, settings: CampaignConfig, **options: Any) -> None:
+        seen.append((len(runs), settings.max_runs))
+
+    monkeypatch.setattr("retrain.experiments.resume.train_campaign", take)
     folder = rule(tmp_path, names="ab").folder
-    monkeypatch.setattr(
-        "retrain.experiments.resume.resume_campaign", lambda folder, **options: seen.update(options)
-    )
     resume(folder, overrides=[Override("campaign", "max_runs", 2)])
-    assert seen["changes"] == {"max_runs": 2}
-    assert json.dumps(seen["changes"])
+    assert seen == [(2, 2)]
 
 
 def test_condition_by_condition(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from retrain import seeding
@@ -51,10 +51,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("inference-server")
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
-ROUTES = {
-    "GET": {"/health", "/version", "/v1/models"},
-    "POST": {"/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +63,14 @@ class Served:
 
 class InferenceServer(loopback.Loopback):
     """The server in this process. adapters: what is loaded, by name."""
+
+    routes: ClassVar = {
+        "GET": {"/health", "/version", "/v1/models"},
+        "POST": {"/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"},
+    }
+    owner: ClassVar = "test"
+    guarded: ClassVar = "/v1"
+    """Paths that begin so want the key."""
 
     def __init__(
         self,
@@ -155,13 +159,14 @@ class InferenceServer(loopback.Loopback):
     def _carry_out(
         self, handler: Handler, path: str, asked: dict[str, Any], fault: Fault | None
     ) -> Answer:
-        known = [method for method, paths in ROUTES.items() if path in paths]
+        known = [method for method, paths in self.routes.items() if path in paths]
         if not known or ("lora" in path and not self.runtime_lora):
             return Answer.json({"detail": "Not Found"}, 404)
         if handler.command not in known:
             return Answer.json({"detail": "Method Not Allowed"}, 405)
         wanted = f"Bearer {self.api_key}"
-        if self.api_key and path.startswith("/v1") and handler.headers["Authorization"] != wanted:
+        guarded = self.api_key and path.startswith(self.guarded)
+        if guarded and handler.headers["Authorization"] != wanted:
             return Answer.json({"error": "Unauthorized"}, 401)
         serve: Callable[[dict[str, Any], Fault | None], Answer]
         serve = getattr(self, "_" + path.rsplit("/", 1)[1])
@@ -183,7 +188,7 @@ class InferenceServer(loopback.Loopback):
 
     def _models(self, asked: dict[str, Any], fault: Fault | None) -> Answer:
         context = self._decoder.base.context
-        common = {"object": "model", "created": 0, "owned_by": "test"}
+        common = {"object": "model", "created": 0, "owned_by": self.owner}
         base = (self.model, self.model, None, context)
         adapters = [(name, served.path, self.model, None) for name, served in self.adapters.items()]
         cards = [

@@ -10,18 +10,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from retrain.policies.inference.dialect import Dialect
 from retrain.policies.inference.server import InferenceServer
 from retrain.policies.lost import GoneError, RefusedError
 
 _log = logging.getLogger("retrain")
 
-_LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 _CLOSING_S = 10.0
-_REMEDY = (
-    "vLLM loads adapters while it runs when it was started with "
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and a --max-lora-rank of "
-    "[model].lora_rank or more, and sees the folder under the same path ([inference].adapter_dir)"
-)
+# What is said of a name that an earlier try, whose answer was lost on the way, has left.
+_IN_THE_WAY = ("already", "incomplete unload")
 
 
 class Adapters:
@@ -30,10 +27,13 @@ class Adapters:
     The id comes from the run's folder: runs of two campaigns may have the same name.
     """
 
-    def __init__(self, server: InferenceServer, folder: Path, run: str, run_dir: Path) -> None:
+    def __init__(
+        self, server: InferenceServer, dialect: Dialect, folder: Path, run: str, run_dir: Path
+    ) -> None:
         """folder: where they are written."""
         digest = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
         self._server = server
+        self._dialect = dialect
         self._folder = folder.expanduser().absolute()
         self._made_folder = not self._folder.exists()
         self._prefix = f"{run}-{digest}-"
@@ -81,23 +81,26 @@ class Adapters:
     async def _load(self) -> None:
         name = self._current
         body = {"lora_name": name, "lora_path": str(self._folder / name)}
-        what = f"the adapter {name} to be loaded"
+        what, path = (
+            f"the adapter {name} to be loaded",
+            f"{self._dialect.adapters}/load_lora_adapter",
+        )
         try:
             try:
-                await self._server.ask(what, _LOAD, body)
+                await self._server.ask(what, path, body)
             except RefusedError as error:
-                # Its answer to an earlier try may have been lost on the way.
-                if "already" not in str(error):
+                if not any(words in str(error) for words in _IN_THE_WAY):
                     raise
                 await self._unload(name)
-                await self._server.ask(what, _LOAD, body)
+                await self._server.ask(what, path, body)
         except (GoneError, RefusedError) as error:
-            raise RefusedError(f"inference.engine: {error}; {_REMEDY}") from error
+            raise RefusedError(f"inference.engine: {error}; {self._dialect.loads}") from error
 
     async def _unload(self, name: str) -> None:
         """An adapter that is not there is unloaded already; one that stays only takes memory."""
+        path = f"{self._dialect.adapters}/unload_lora_adapter"
         try:
-            await self._server.ask(f"{name} to be unloaded", _UNLOAD, {"lora_name": name})
+            await self._server.ask(f"{name} to be unloaded", path, {"lora_name": name})
         except GoneError:
             return
         except RefusedError as error:

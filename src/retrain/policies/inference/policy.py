@@ -18,6 +18,7 @@ from retrain.errors import InputError
 from retrain.models.codec import ChatCodec
 from retrain.policies.backends import capabilities_of
 from retrain.policies.inference.adapters import Adapters
+from retrain.policies.inference.dialect import Dialect, dialect_of
 from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.inference.sampling import Sampler
 from retrain.policies.inference.server import InferenceServer, Patience
@@ -61,12 +62,14 @@ def opened(
     endpoint = endpoint or Endpoint.of(inference)
     folder = Path(inference.adapter_dir) if inference.adapter_dir else run_dir / ADAPTERS_FOLDER
     with InferenceServer(endpoint, inference, patience) as server:
-        adapters = Adapters(server, folder, name, run_dir)
         models = _models(server)
+        dialect = dialect_of(models)
+        adapters = Adapters(server, dialect, folder, name, run_dir)
         adapters.clear([str(model.get("id")) for model in models])
         lengths = [model.get("max_model_len") for model in models]
         known = [length for length in lengths if isinstance(length, int)]
-        policy = InferencePolicy(local, server, adapters, config, min([local.context, *known]))
+        context = min([local.context, *known])
+        policy = InferencePolicy(local, server, dialect, adapters, config, context)
         try:
             yield policy
         finally:
@@ -93,6 +96,7 @@ class InferencePolicy:
         self,
         local: LocalPolicy,
         server: InferenceServer,
+        dialect: Dialect,
         adapters: Adapters,
         config: RunConfig,
         context: int,
@@ -102,8 +106,9 @@ class InferencePolicy:
         self._local = local
         self._adapters = adapters
         self._url = server.url
+        self._dialect = dialect
         self._config = config
-        self._sampler = Sampler(server, adapters, local.codec, context)
+        self._sampler = Sampler(server, dialect, adapters, local.codec, context)
         self._pushed = False
         self._started = False
         self._warned = False
@@ -169,7 +174,7 @@ class InferencePolicy:
                 f"inference.engine: the log-probabilities of the server at {self._url} are those "
                 f"of temperature 1, and [training] temperature is {probes.temperature:g} (they "
                 f"differ from the trainer's by {plain:.2g} nats a token in the mean at 1, and by "
-                f"{found:.2g}); start vLLM with --logprobs-mode processed_logprobs"
+                f"{found:.2g}); {self._dialect.at_temperature}"
             )
 
     def _probes(self, prompts: Sequence[IntArray]) -> TrainBatch:

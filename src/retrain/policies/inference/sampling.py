@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retrain.errors import InputError
 from retrain.policies.inference.adapters import Adapters
+from retrain.policies.inference.dialect import Dialect
 from retrain.policies.inference.server import InferenceServer
 from retrain.policies.lost import CallLostError, GoneError, RefusedError, ServiceLostError
 from retrain.policies.policy import Codec
@@ -23,6 +24,7 @@ _log = logging.getLogger("retrain")
 _COMPLETIONS = "/v1/completions"
 # Servers that are started anew while one completion is decoded.
 _LOADS = 3
+_ENDS = frozenset({"stop", "length"})
 _TOKEN_PREFIX = "token_id:"
 
 
@@ -30,9 +32,15 @@ class Sampler:
     """Asks the server for completions of the adapter that was pushed last."""
 
     def __init__(
-        self, server: InferenceServer, adapters: Adapters, codec: Codec, context: int
+        self,
+        server: InferenceServer,
+        dialect: Dialect,
+        adapters: Adapters,
+        codec: Codec,
+        context: int,
     ) -> None:
         self._server = server
+        self._dialect = dialect
         self._adapters = adapters
         self._codec = codec
         self._context = context
@@ -62,11 +70,10 @@ class Sampler:
             for future in as_completed(rows):
                 prompt, row = rows[future]
                 try:
-                    response = future.result()
+                    completion = completion_of(future.result(), self._codec, self._dialect)
                 except CallLostError as error:
                     lost.append(error)
                     continue
-                completion = completion_of(response, self._codec)
                 found[prompt][row] = completion
                 if on_done is not None:
                     on_done(prompt, row, completion)
@@ -83,10 +90,12 @@ class Sampler:
     async def _one(self, prompt: IntArray, key: int, sampling: SamplingParams) -> httpx.Response:
         for _ in range(_LOADS):
             name, loads = self._adapters.current
-            body = self._body(prompt, key, sampling) | {"model": name}
+            body = self._body(prompt, key, sampling) | self._dialect.addressed(name)
             try:
                 return await self._server.ask("a completion", _COMPLETIONS, body, key)
-            except GoneError as error:
+            except (GoneError, RefusedError) as error:
+                if not self._dialect.has_forgotten(error):
+                    raise
                 gone = error
                 await self._adapters.load_again(loads)
         raise CallLostError(f"the server forgot the adapter {_LOADS} times: {gone}")
@@ -105,16 +114,14 @@ class Sampler:
             "n": 1,
             "logprobs": 1,
             "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
             "stop_token_ids": list(self._codec.eos_ids),
             "skip_special_tokens": False,
-            "include_stop_str_in_output": True,
         }
 
 
-def completion_of(response: httpx.Response, codec: Codec) -> Completion:
+def completion_of(response: httpx.Response, codec: Codec, dialect: Dialect) -> Completion:
     """The completion in the server's answer. Raises RefusedError for an answer that lacks token
-    ids, log-probabilities or the end token."""
+    ids, log-probabilities or the end token, CallLostError for one that was broken off."""
     try:
         (choice,) = response.json()["choices"]
         logprobs = np.array(choice["logprobs"]["token_logprobs"], dtype=np.float64)
@@ -123,9 +130,10 @@ def completion_of(response: httpx.Response, codec: Codec) -> Completion:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RefusedError(
             "inference.engine: the server gave a completion without the ids and log-probabilities "
-            f"of its tokens ({type(error).__name__}: {error}); it must know vLLM's fields "
-            "return_token_ids and logprobs"
+            f"of its tokens ({type(error).__name__}: {error}); {dialect.tells_ids}"
         ) from error
+    if finish not in _ENDS:
+        raise CallLostError(f"the server broke a completion off ({finish})")
     if len(token_ids) != len(logprobs) or not len(token_ids) or not np.isfinite(logprobs).all():
         raise RefusedError(
             f"inference.engine: the server gave {len(token_ids)} tokens with {len(logprobs)} "
@@ -135,7 +143,7 @@ def completion_of(response: httpx.Response, codec: Codec) -> Completion:
     if finish == "stop" and not stopped:
         raise RefusedError(
             "inference.engine: the server ended a completion, but the end token is not in it; it "
-            "must know vLLM's field stop_token_ids and leave the token in token_ids"
+            "must know the field stop_token_ids and leave the token in token_ids"
         )
     return Completion(
         token_ids=token_ids,
