@@ -331,7 +331,9 @@ def test_what_the_runs_are_cannot_change(mixed: Path, what: str) -> None:
     before = snapshot(mixed)
     with pytest.raises(InputError, match="keeps its runs as they were planned") as caught:
         resume(mixed, overrides=[parse_set(what)])
-    assert "campaign.max_workers" in str(caught.value)
+    assert str(caught.value).startswith(f"{what.partition('=')[0]}, given by --set: ")
+    assert "campaign.max_workers, " in str(caught.value)
+    assert "inference.url, " in str(caught.value)
     with pytest.raises(InputError, match="--allow-change is for a single run"):
         resume(mixed, allow_changes=["training.lr"])
     assert snapshot(mixed) == before

@@ -238,8 +238,8 @@ def _told_apart(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Ove
         else:
             keys = [*(f"campaign.{key}" for key in EXECUTION_KEYS), *sorted(CAMPAIGN_MAY_CHANGE)]
             raise InputError(
-                f"{override.source}: a campaign that is resumed keeps its runs as they were "
-                f"planned; only these may change: {', '.join(keys)}"
+                f"{override.place}, given by {override.source}: a campaign that is resumed keeps "
+                f"its runs as they were planned; only these may change: {', '.join(keys)}"
             )
     # Raises ConfigError where a value does not fit its key. How many conditions there are is not
     # known here.
