@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# vLLM wants other versions than retrain.
+# These want other versions than retrain.
 VLLM_VENV := .venv-vllm
+SGLANG_VENV := .venv-sglang
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # One thread a process: several processes with several threads each fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -15,7 +16,7 @@ SEED   ?= 1
 PROPERTIES = $(shell grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format chaos fuzz vllm bench docs model clean
+.PHONY: help quickstart test lint format chaos fuzz vllm sglang bench docs model clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -44,6 +45,9 @@ fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has draw
 vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## runs at a real vLLM for CPUs, which it installs
 	@$(ONE_THREAD) $(BIN)/python -m pytest -vv -s --durations=10 tests/integration/real_vllm.py
 
+sglang: $(VENV)/.installed-dev $(SGLANG_VENV)/.installed  ## the same at a real SGLang
+	@$(ONE_THREAD) $(BIN)/python -m pytest -vv -s --durations=10 tests/integration/real_sglang.py
+
 bench: $(VENV)/.installed-bench  ## this trainer's step beside TRL's, in one run
 	@$(BIN)/python benchmarks/step_vs_trl.py
 	@$(BIN)/python benchmarks/profile_step.py
@@ -55,7 +59,7 @@ model: $(VENV)/.installed  ## make the embedded model again, from nothing
 	@$(BIN)/python -m retrain.models.tiny
 
 clean:  ## remove the environments and caches; logs/ stays
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(SGLANG_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,6 +80,10 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(PIP) -e '.[bench]'
 	@touch $@
 
-$(VLLM_VENV)/.installed: tests/integration/install_vllm.py | $(VENV)/.installed-dev
-	@$(BIN)/python $< $(VLLM_VENV)
+$(VLLM_VENV)/.installed: tests/integration/install_server.py | $(VENV)/.installed-dev
+	@$(BIN)/python $< vllm $(VLLM_VENV)
+	@touch $@
+
+$(SGLANG_VENV)/.installed: tests/integration/install_server.py | $(VENV)/.installed-dev
+	@$(BIN)/python $< sglang $(SGLANG_VENV)
 	@touch $@

@@ -3,7 +3,8 @@
 What SGLang (0.5.23) does otherwise than vLLM: adapters are loaded at `/load_lora_adapter`, and what
 becomes of that is told as `success` and `error_message`; a request names its adapter in
 `lora_path`, and one that is not loaded is answered 400; the end token is always with the others;
-fields that it does not know are ignored; log-probabilities are at the request's temperature.
+fields that it does not know are ignored; log-probabilities are at the request's temperature; the
+longest prompts that fit into the context are refused. Of its own ways with seeds nothing is here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ TAKEN = {
     *("prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("seed", "n", "logprobs", "stop_token_ids", "skip_special_tokens"),
 }
+RESERVED = 6
+"""Tokens of the context that prompts cannot have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,8 @@ class _Said:
     message: str
 
     def answer(self) -> Answer:
-        kind = "BadRequest"
-        body = {"object": "error", "message": self.message, "type": kind, "param": None}
-        return Answer.json({**body, "code": self.status}, self.status)
+        body = {"object": "error", "message": self.message, "type": "BadRequestError"}
+        return Answer.json({**body, "param": None, "code": self.status}, self.status)
 
 
 class SGLangServer(InferenceServer):
@@ -77,8 +79,12 @@ class SGLangServer(InferenceServer):
     def _completions(self, asked: dict[str, Any], fault: Fault | None) -> Answer:
         adapter = asked.get("lora_path")
         if adapter is not None and adapter not in self.adapters:
-            message = f"The following requested LoRA adapters are not loaded: {adapter}\n"
-            return _Said(400, f"{message}Loaded adapters: {[*self.adapters]}.").answer()
+            message = f"Got LoRA adapter that has never been loaded: {adapter}\n"
+            return _Said(400, f"{message}All loaded adapters: {[*self.adapters]}.").answer()
+        longest = self._decoder.base.context - RESERVED
+        if len(asked["prompt"]) >= longest:
+            message = f"Input length ({len(asked['prompt'])} tokens) exceeds the maximum allowed "
+            return _Said(400, f"{message}length ({longest} tokens).").answer()
         known = {name: value for name, value in asked.items() if name in TAKEN}
         # Whether ids are told is asked; the pieces of text are told in any case.
         known |= {"return_token_ids": self.token_ids and bool(asked.get("return_token_ids"))}

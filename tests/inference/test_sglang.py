@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
+from retrain.models.lora import LoraSpec
+from retrain.policies.inference.policy import opened
+from retrain.policies.local.base import load_base
+from retrain.policies.local.policy import LocalPolicy
 from retrain.policies.lost import RefusedError
+from retrain.types import Problem, SamplingParams
 from tests.inference.sglang import SGLangServer
 from tests.inference.test_inference_runs import QUICK, SMALL, assert_alike, small
 from tests.training import runs
@@ -66,6 +73,20 @@ def test_what_is_forgotten_is_loaded_again(
     runs.start(small(server.url, training=WARM), tmp_path / "run", on_row=forget)
     assert len(begun) == 2
     assert_alike(tmp_path / "run", local)
+
+
+def test_the_longest_prompts_are_taken(server: SGLangServer, tmp_path: Path) -> None:
+    """It keeps some of the model's context for itself."""
+    base = load_base(ModelConfig(), BackendConfig(device="cpu"))
+    local = LocalPolicy(base, LoraSpec(4, 8.0), seed=1)
+    prompt = base.codec.encode(Problem("p", "Compute 3+9.", ""))
+    keys = np.array([[1, 2]], dtype=np.uint64)
+    with opened(local, small(server.url), "long", tmp_path) as remote:
+        longest = np.resize(prompt, remote.context - 1)
+        (rows,) = remote.sample([longest], keys, SamplingParams(8))
+        with pytest.raises(InputError, match=f"the context holds {remote.context}"):
+            remote.sample([np.resize(prompt, remote.context)], keys, SamplingParams(8))
+    assert [row.num_tokens for row in rows if row is not None] == [1, 1]
 
 
 def test_completions_that_are_broken_off_are_lost(

@@ -13,9 +13,9 @@ class InferenceConfig(Table):
     """`[inference]`: where completions are sampled, while this machine does the updates."""
 
     engine: Literal["local", "openai", "vllm"] = "local"
-    """`local`: here. `openai`: at a server with the OpenAI API, vLLM's extensions of it and LoRA
-    adapters that are loaded while it runs. `vllm`: at such a server that retrain starts, and ends
-    with the campaign; see `docs/inference.md`."""
+    """`local`: here. `openai`: at a server (vLLM, SGLang) that has the OpenAI API, takes and tells
+    token ids, and loads LoRA adapters while it runs. `vllm`: at a vLLM that retrain starts, and
+    ends with the campaign; see `docs/inference.md`."""
     url: str = ""
     """For `openai`: address of the server, e.g. `"http://localhost:8000"`."""
     api_key_env: str = "VLLM_API_KEY"

@@ -18,8 +18,9 @@ class Dialect:
     adapters:    before `/load_lora_adapter` and `/unload_lora_adapter`.
     names_as:    field of a request that names the adapter.
     fields:      further ones, by which the end token comes with the others, and the ids of all.
-    forgotten:   what a refusal says of an adapter that is not there; one that is answered 404 is
+    forgotten:   what refusals say of an adapter that is not there; one that is answered 404 is
                  not there in any case.
+    reserved:    tokens of the model's context that it keeps for itself.
     loads:       how it is started so that it loads adapters while it runs.
     tells_ids:   which of its versions tell the ids and log-probabilities of sampled tokens.
     at_temperature: how it is started so that these are at the temperature of sampling.
@@ -29,7 +30,8 @@ class Dialect:
     adapters: str
     names_as: str
     fields: Mapping[str, Any]
-    forgotten: str | None
+    forgotten: tuple[str, ...]
+    reserved: int
     loads: str
     tells_ids: str
     at_temperature: str
@@ -42,7 +44,7 @@ class Dialect:
         """Whether a request failed because its adapter is not there."""
         if isinstance(error, GoneError):
             return True
-        return self.forgotten is not None and self.forgotten in str(error)
+        return any(words in str(error) for words in self.forgotten)
 
 
 VLLM = Dialect(
@@ -50,7 +52,8 @@ VLLM = Dialect(
     adapters="/v1",
     names_as="model",
     fields={"return_tokens_as_token_ids": True, "include_stop_str_in_output": True},
-    forgotten=None,
+    forgotten=(),
+    reserved=0,
     loads=(
         "vLLM loads adapters while it runs when it was started with "
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and a --max-lora-rank of "
@@ -66,7 +69,9 @@ SGLANG = Dialect(
     adapters="",
     names_as="lora_path",
     fields={},
-    forgotten="are not loaded",
+    forgotten=("has never been loaded", "are not loaded", "Failed to implicitly load"),
+    # Prompts up to that are refused, and completions cut off short of the end without a word.
+    reserved=6,
     loads=(
         "SGLang loads adapters while it runs when it was started with --enable-lora, "
         "--lora-target-modules all and a --max-lora-rank of [model].lora_rank or more, "

@@ -67,7 +67,7 @@ def opened(
         adapters = Adapters(server, dialect, folder, name, run_dir)
         adapters.clear([str(model.get("id")) for model in models])
         lengths = [model.get("max_model_len") for model in models]
-        known = [length for length in lengths if isinstance(length, int)]
+        known = [length - dialect.reserved for length in lengths if isinstance(length, int)]
         context = min([local.context, *known])
         policy = InferencePolicy(local, server, dialect, adapters, config, context)
         try:
