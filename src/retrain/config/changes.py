@@ -136,7 +136,7 @@ def values_taken(
         if old[table][key] != new[table][key]:
             changes.append(Change(place, old[table][key], new[table][key]))
             old[table][key] = new[table][key]
-    return RunConfig.model_validate(old), changes
+    return RunConfig.model_validate(old) if changes else config, changes
 
 
 def refuse_changes(
