@@ -44,6 +44,7 @@ def pytest_runtestloop() -> None:
 TOGETHER = {
     *("tests/rewards/test_math_reward.py", "tests/integration/test_disasters.py"),
     *("tests/integration/test_campaign.py", "tests/integration/test_squeeze_campaign.py"),
+    "tests/tracking/test_sync.py",
 }
 """Files whose tests share what takes long to make: one process runs all of them."""
 

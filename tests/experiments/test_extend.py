@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,17 @@ class Grown:
     def __init__(self, folder: Path) -> None:
         self.logs = folder / "logs"
         self.file = folder / "grown.toml"
-        loaded = write(folder / "first.toml", self.tables())
+
+    def begin(self) -> None:
+        loaded = write(self.file, self.tables())
         console, _ = plain_console()
         result = run_campaign(loaded, console=console, executor=fake_executor())
         assert result.exit_code == 0
-        self.folder = result.campaign_dir
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = self.logs.glob("campaign_*")
+        return folder
 
     def tables(
         self, names: tuple[str, ...] = ("a", "b"), seeds: tuple[int, ...] = (1,), **options: Any
@@ -72,9 +79,19 @@ class Grown:
         return sorted((self.folder / "runs").iterdir())
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    campaign = Grown(tmp_path_factory.mktemp("begun"))
+    campaign.begin()
+    return campaign
+
+
 @pytest.fixture
-def campaign(tmp_path: Path) -> Grown:
-    return Grown(tmp_path)
+def campaign(begun: Grown, tmp_path: Path) -> Grown:
+    """A copy of it."""
+    copy = Grown(tmp_path)
+    shutil.copytree(begun.logs, copy.logs)
+    return copy
 
 
 def test_an_added_seed_trains_only_its_runs(campaign: Grown) -> None:

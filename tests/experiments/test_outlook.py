@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,11 +57,11 @@ CONDITIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign of 4 steps with a run of every kind, none of which has a checkpoint yet."""
     console, _ = plain_console()
-    loaded = load(tmp_path / "logs", CONDITIONS, seeds=(1,), max_retries=0)
+    loaded = load(tmp_path_factory.mktemp("once") / "logs", CONDITIONS, seeds=(1,), max_retries=0)
     folder = run_campaign(loaded, console=console, executor=fake_executor()).campaign_dir
     manifest = Manifest.read(folder)
     for name, status, rows in (("stopped", "stopped", 3), ("now", "running", 3)):
@@ -72,6 +73,12 @@ def folder(tmp_path: Path) -> Path:
     RunRecord.create(pending, name="pending_s1", condition="pending", seed=1, max_steps=4)
     manifest.set_run("pending_s1", "pending")
     return folder
+
+
+@pytest.fixture
+def folder(once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(once, tmp_path / "logs" / once.name))
 
 
 def check(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
