@@ -7,13 +7,13 @@ another vLLM for CPUs than the one that `make vllm` installs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +31,7 @@ from retrain.errors import InputError
 from retrain.experiments.serving import Servers, launch_of, serving
 from retrain.files import RunRecord, read_jsonl
 from retrain.policies.inference.policy import mismatch, opened
+from retrain.policies.inference.sampling import Sampler
 from retrain.policies.inference.supervisor import claim_port
 from retrain.training.place import Place
 from retrain.types import IntArray, Problem, SamplingParams, TrainBatch, pad_mask, pad_rows
@@ -227,26 +228,38 @@ def test_other_settings(servers: Servers, tmp_path: Path, tables: dict[str, Any]
 
 
 def test_a_server_that_is_killed_is_started_again(
-    servers: Servers, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    servers: Servers,
+    undisturbed: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the middle of a rollout, whose completions are then asked for once more."""
-    config = settings()
-    endpoint = servers.of(config)
-    assert endpoint is not None
     (killed,) = vllms_of(os.getpid())
     shared = shared_memory(family(killed))
-    killers: list[threading.Thread] = []
+    sample, ask = Sampler.sample, Sampler._one
+    times = 0
 
     def prepare(row: Mapping[str, Any]) -> None:
         if row["step"] == 1:
-            arguments = (endpoint.url, killed)
-            killer = threading.Thread(target=kill_while_sampling, args=arguments, daemon=True)
-            killer.start()
-            killers.append(killer)
+            monkeypatch.setattr(Sampler, "sample", arm)
+
+    def arm(self: Sampler, *arguments: Any) -> Any:
+        nonlocal times
+        times += 1
+        # The first completions are those of the check after the push.
+        if times == 2:
+            monkeypatch.setattr(Sampler, "_one", kill_soon)
+        return sample(self, *arguments)
+
+    async def kill_soon(self: Sampler, *arguments: Any) -> Any:
+        monkeypatch.setattr(Sampler, "_one", ask)
+        # A completion takes ten times as long.
+        asyncio.get_running_loop().call_later(0.05, os.kill, killed, signal.SIGKILL)
+        return await ask(self, *arguments)
 
     begun = time.monotonic()
-    train(servers, config, tmp_path / "run", on_row=prepare)
-    killers[0].join(END_S)
+    train(servers, settings(), tmp_path / "run", on_row=prepare)
     print(f"killed and started again: {time.monotonic() - begun:.0f} s in all")
     (risen,) = vllms_of(os.getpid())
     assert risen != killed
@@ -255,18 +268,6 @@ def test_a_server_that_is_killed_is_started_again(
     assert shared
     assert [path for path in shared if path.exists()] == []
     assert_same(tmp_path / "run", undisturbed)
-
-
-def kill_while_sampling(url: str, pid: int) -> None:
-    running = re.compile(r"^vllm:num_requests_running\{.*\} (\S+)$", re.MULTILINE)
-    while True:
-        # It may have no time for us while it takes in a rollout's requests.
-        with contextlib.suppress(httpx.TransportError):
-            said = httpx.get(f"{url}/metrics").text
-            if any(float(count) for count in running.findall(said)):
-                os.kill(pid, signal.SIGKILL)
-                return
-        time.sleep(0.01)
 
 
 def vllms_of(pid: int) -> list[int]:
