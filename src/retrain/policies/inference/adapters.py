@@ -81,10 +81,8 @@ class Adapters:
     async def _load(self) -> None:
         name = self._current
         body = {"lora_name": name, "lora_path": str(self._folder / name)}
-        what, path = (
-            f"the adapter {name} to be loaded",
-            f"{self._dialect.adapters}/load_lora_adapter",
-        )
+        what = f"the adapter {name} to be loaded"
+        path = f"{self._dialect.adapters}/load_lora_adapter"
         try:
             try:
                 await self._server.ask(what, path, body)

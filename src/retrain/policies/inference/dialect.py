@@ -26,7 +26,6 @@ class Dialect:
     at_temperature: how it is started so that these are at the temperature of sampling.
     """
 
-    name: str
     adapters: str
     names_as: str
     fields: Mapping[str, Any]
@@ -48,7 +47,6 @@ class Dialect:
 
 
 VLLM = Dialect(
-    name="vLLM",
     adapters="/v1",
     names_as="model",
     fields={"return_tokens_as_token_ids": True, "include_stop_str_in_output": True},
@@ -65,7 +63,6 @@ VLLM = Dialect(
 """Also for servers that are not known."""
 
 SGLANG = Dialect(
-    name="SGLang",
     adapters="",
     names_as="lora_path",
     fields={},
