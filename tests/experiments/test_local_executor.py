@@ -358,6 +358,23 @@ def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path, trouble: str) ->
     assert not any(map(is_alive, pids))
 
 
+def test_many_signals_at_once_end_a_run_after_its_step(tmp_path: Path) -> None:
+    """A campaign that dies tells it once for each of its threads, sooner than it can be heeded."""
+    jobs = make_jobs(tmp_path, "", max_steps=100, pause=0.1)
+    with crew(tmp_path) as executor:
+        executor.submit(jobs)
+        collect(executor, jobs, lambda event: isinstance(event, Row))
+        (pid,) = executor.pids
+        for _ in range(3000):
+            os.kill(pid, signal.SIGHUP)
+        assert vanishes(pid)
+        events = collect(executor, jobs)
+    assert [type(event) for event in events if isinstance(event, ENDINGS)] == [Interrupted]
+    record = RunRecord.read(jobs[0].run_dir)
+    assert record.status == "stopped"
+    assert record.data["step"] == len(read_jsonl(jobs[0].run_dir / "metrics.jsonl")) < 100
+
+
 def test_kill_ends_at_once(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "deaf")
     with crew(tmp_path, grace_s=3600.0) as executor:

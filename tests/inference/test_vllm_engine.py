@@ -23,7 +23,6 @@ from retrain.errors import InputError
 from retrain.experiments.campaign import run_campaign
 from retrain.experiments.resume import resume
 from retrain.experiments.single import run_single
-from retrain.experiments.worker import ORPHAN_GRACE_S
 from retrain.files import read_json
 from retrain.policies.inference import supervisor
 from tests.experiments.campaigns import vanishes
@@ -181,8 +180,7 @@ def test_a_campaign_shares_a_server_and_survives_its_death_and_its_own(
 
     campaign = campaign_of(program)
     for record in records_of(program):
-        # It asks the server again after a pause, and finds out then.
-        assert vanishes(record["pid"], ORPHAN_GRACE_S)
+        assert vanishes(record["pid"])
     resumed = started(program, "-m", "retrain", "resume", str(campaign))
     with killing(program, start=1):
         output = finished(resumed)

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,9 +230,10 @@ def main() -> None:
     plan = Start(**planned[min(before, len(planned) - 1)]) if planned else Start()
     if plan.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    stop = threading.Event()
+    # Unlike an event, it may be used by a handler that interrupts itself.
+    stop: SimpleQueue[int] = SimpleQueue()
     if not plan.stubborn:
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        signal.signal(signal.SIGTERM, lambda number, _frame: stop.put(number))
     core = engine(plan.stubborn)
     start = {
         **{"pid": os.getpid(), "engine": core, "parent": os.getppid()},
@@ -253,7 +255,7 @@ def main() -> None:
         if plan.dies_after_s is not None:
             time.sleep(plan.dies_after_s)
             die()
-    stop.wait()
+    stop.get()
     os.kill(core, signal.SIGKILL)
     os._exit(0)
 

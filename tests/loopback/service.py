@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -175,8 +176,9 @@ def parser(what: str) -> argparse.ArgumentParser:
 
 def wait_for_the_end(url: str) -> None:
     """Print the address; then wait for a signal."""
-    stop = threading.Event()
+    # Unlike an event, it may be used by a handler that interrupts itself.
+    stop: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: stop.put(number))
     print(url, flush=True)
-    stop.wait()
+    stop.get()

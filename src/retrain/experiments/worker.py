@@ -84,7 +84,9 @@ class Worker:
         self._commands_fd = commands_fd
         self._events_fd = events_fd
         self._send_lock = threading.Lock()
-        self._stopping = threading.Event()
+        # Signals set it, and one may come while another is handled: a lock would be waited for by
+        # its own holder.
+        self._stopping = False
         self._cancelled: set[str] = set()
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._run = ""
@@ -101,7 +103,7 @@ class Worker:
         try:
             train = load()
             self.send("ready")
-            while not self._stopping.is_set() and (job := self._jobs.get()) is not None:
+            while not self._stopping and (job := self._jobs.get()) is not None:
                 if not self._train(train, job):
                     break
         except KeyboardInterrupt:
@@ -117,7 +119,7 @@ class Worker:
                 while view:
                     view = view[os.write(self._events_fd, view) :]
         except OSError:
-            self._stopping.set()
+            self._stopping = True
 
     def warn(self, message: str) -> None:
         """Pass a warning on to the terminal."""
@@ -143,10 +145,10 @@ class Worker:
                     name=name,
                     condition=str(job["condition"]),
                     on_row=self._on_row,
-                    stop=lambda: self._stopping.is_set() or name in self._cancelled,
+                    stop=lambda: self._stopping or name in self._cancelled,
                 )
             except KeyboardInterrupt:
-                if self._stopping.is_set() or name not in self._cancelled:
+                if self._stopping or name not in self._cancelled:
                     self.send("stopped", run=name)
                     raise
                 self.send("cancelled", run=name)
@@ -186,14 +188,17 @@ class Worker:
 
     def _listen_to_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, lambda *_: self._stopping.set())
+        signal.signal(signal.SIGHUP, self._stop)
         signal.signal(signal.SIGTERM, self._interrupt)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         signal_when_parent_dies(signal.SIGHUP)
 
+    def _stop(self, *_: Any) -> None:
+        self._stopping = True
+
     def _interrupt(self, *_: Any) -> None:
         # Nobody shall take this for the end of one run.
-        self._stopping.set()
+        self._stopping = True
         raise KeyboardInterrupt
 
     def _jobs_from_pipe(self) -> dict[str, Any]:
@@ -216,7 +221,7 @@ class Worker:
                 self._jobs.put(command)
             else:
                 threading.Thread(target=_leave_in_time, daemon=True).start()
-            self._stopping.set()
+            self._stopping = True
             self._jobs.put(None)
 
         threading.Thread(target=listen, daemon=True).start()
