@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from retrain.config.dump import run_config_toml
 from retrain.config.load import (
     Override,
     config_from_mapping,
     load_config,
     parse_set,
     read_mapping,
+    read_resolved,
 )
 from retrain.config.schema import STANDARD_CONDITIONS, STANDARD_SEEDS
 from retrain.errors import ConfigError, InputError
@@ -243,16 +245,35 @@ def test_paths_are_taken_from_the_file_and_results_from_the_current_folder(
     elsewhere.mkdir()
     (project / "x.toml").write_text(
         '[model]\nmodel = "models/mine"\n[data]\nsource = "jsonl"\npath = "p.jsonl"\n'
-        '[plugins]\nsearch_paths = ["../shared"]\n'
+        '[plugins]\nsearch_paths = ["../lib"]\n[inference]\nengine = "openai"\n'
+        'url = "http://localhost:8000"\nadapter_dir = "adapters"\n'
     )
     monkeypatch.chdir(elsewhere)
     loaded = load_config("../project/x.toml")
     run = loaded.run_config(loaded.conditions[0], 1)
     assert run.model.model == str(project / "models" / "mine")
     assert run.data.path == str(project / "p.jsonl")
-    assert run.plugins.search_paths == [str(project), str(tmp_path / "shared")]
+    assert run.plugins.search_paths == [str(project), str(tmp_path / "lib")]
     assert run.logging.log_dir == str(elsewhere / "logs")
+    assert run.inference.adapter_dir == str(elsewhere / "adapters")
     assert loaded.config.data.path == "p.jsonl"
+
+
+def test_options_for_a_resolved_config_are_taken_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config_from_mapping({"plugins": {"search_paths": ["lib"]}}, base_dir=tmp_path / "project")
+    path = tmp_path / "run" / "config.toml"
+    path.parent.mkdir()
+    path.write_text(run_config_toml(run.run_config(run.conditions[0], 1)))
+    monkeypatch.chdir(tmp_path)
+
+    def paths(*options: str) -> list[str]:
+        loaded = read_resolved(path, [parse_set(option) for option in options]).require()
+        return loaded.run_config(loaded.conditions[0], 1).plugins.search_paths
+
+    assert paths() == [str(tmp_path / "project"), str(tmp_path / "project/lib")]
+    assert paths('plugins.search_paths=["more"]') == [str(tmp_path / "more")]
 
 
 @pytest.mark.parametrize("name", ["embedded", "Qwen/Qwen3-0.6B", "gpt2"])

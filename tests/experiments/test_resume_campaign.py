@@ -12,7 +12,7 @@ import pytest
 from campaigns import fake_executor, load, plain_console, set_trouble, snapshot, tables
 
 from retrain.cli import main
-from retrain.config.dump import read_run_config
+from retrain.config.dump import read_run_config, run_config_toml
 from retrain.config.load import config_from_mapping
 from retrain.config.overrides import parse_set
 from retrain.config.schema import CampaignConfig, RunConfig
@@ -396,6 +396,18 @@ def test_what_is_left_may_go_on_elsewhere(mixed: Path) -> None:
     assert values(mixed, "backend.threads") == expected
 
 
+def test_where_plugins_lie_now(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = values(mixed, "plugins.search_paths")
+    _, output = go_on(mixed, overrides=[parse_set('plugins.search_paths=["moved"]')])
+    moved = [str(tmp_path / "moved")]
+    assert values(mixed, "plugins.search_paths") == {**before, "killed": moved, "waiting": moved}
+    assert output.count("plugins.search_paths: was") == 1
+
+
 def test_a_file_that_was_edited_is_heeded(mixed: Path, tmp_path: Path) -> None:
     edited = tables(tmp_path, {name: {} for name in TROUBLES}, seeds=(1,), every=2)
     edited["training"]["save_every"] = 1
@@ -417,6 +429,17 @@ def test_a_place_that_does_not_fit_is_refused(mixed: Path) -> None:
         go_on(mixed, overrides=[parse_set("inference.url=http://localhost:8001")])
     assert 'engine = "local"' in str(caught.value)
     assert snapshot(mixed) == before
+
+
+def test_options_of_campaigns_say_nothing_of_a_run(nowhere: Nowhere) -> None:
+    loaded = config_from_mapping({"training": {"max_tokens": 16}})
+    config = loaded.run_config(loaded.conditions[0], 1)
+    (nowhere.run / "config.toml").write_text(run_config_toml(config))
+    with pytest.raises(ConfigError) as caught:
+        resume(nowhere.run, overrides=[parse_set("report.margin=0.1")])
+    (issue,) = caught.value.issues
+    assert (issue.file, issue.key) == ("--set", "report.margin")
+    assert "says nothing of a run" in issue.message
 
 
 def test_a_damaged_campaign_is_named(mixed: Path) -> None:

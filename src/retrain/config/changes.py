@@ -122,21 +122,24 @@ def differences(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
     return changes
 
 
-def values_taken(
-    config: RunConfig, other: RunConfig, keys: Collection[str]
-) -> tuple[RunConfig, list[Change]]:
-    """`config` with the values that `other` has for `keys`, and what that changes.
+def changes_in(keys: Collection[str], before: RunConfig, now: RunConfig) -> list[Change]:
+    """Which of `keys` (`table.key`) have another value now."""
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    places = [(place, *place.split(".", 1)) for place in sorted(keys)]
+    return [
+        Change(place, old[table][key], new[table][key])
+        for place, table, key in places
+        if old[table][key] != new[table][key]
+    ]
 
-    keys: `table.key`.
-    """
-    old, new = config.model_dump(mode="json"), other.model_dump(mode="json")
-    changes = []
-    for place in sorted(keys):
-        table, _, key = place.partition(".")
-        if old[table][key] != new[table][key]:
-            changes.append(Change(place, old[table][key], new[table][key]))
-            old[table][key] = new[table][key]
-    return RunConfig.model_validate(old) if changes else config, changes
+
+def with_changes(config: RunConfig, changes: Sequence[Change]) -> RunConfig:
+    """`config` with the values that these keys have now."""
+    tables = config.model_dump(mode="json")
+    for change in changes:
+        table, _, key = change.key.partition(".")
+        tables[table][key] = change.now
+    return RunConfig.model_validate(tables) if changes else config
 
 
 def refuse_changes(

@@ -7,7 +7,7 @@ is checked by `retrain.preflight`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ class LoadedConfig:
 
     path:       the TOML file; None when the config came from Python.
     base_dir:   relative data paths, model folders and plugin folders are taken from here.
+    is_resolved: whether it is a run's own, which says itself where all plugins are looked for.
     config:     the base config as written, with defaults and overrides.
     sources:    `table.key` -> `default`, the file's name, or the option (`--lr`) that gave it.
     conditions: one for a single run.
@@ -59,6 +60,7 @@ class LoadedConfig:
     conditions: tuple[Condition, ...]
     seeds: tuple[int, ...]
     warnings: tuple[str, ...] = field(default=())
+    is_resolved: bool = False
 
     @property
     def is_campaign(self) -> bool:
@@ -92,7 +94,8 @@ class LoadedConfig:
 
     def run_config(self, condition: Condition, seed: int) -> RunConfig:
         """Everything one run needs; paths are absolute, so it means the same in any folder."""
-        run = absolute(checks.without_idle(condition.config), self.base_dir)
+        beside = not self.is_resolved
+        run = absolute(checks.without_idle(condition.config), self.base_dir, beside=beside)
         training = run.training.model_copy(update={"seed": seed})
         return run.model_copy(update={"training": training})
 
@@ -139,6 +142,13 @@ def read_config(
     path = Path(DEFAULT_FILE if path is None else path).expanduser()
     values = read_toml(path)
     return _resolve(values, path, path.parent.resolve(), path.name, overrides, seeds)
+
+
+def read_resolved(path: Path, overrides: Sequence[Override] = ()) -> Reading:
+    """The same for the config in a run's folder, in which all paths are absolute; those in options
+    are taken from the current folder."""
+    reading = _resolve(read_toml(path), path, Path.cwd(), path.name, overrides, None)
+    return replace(reading, loaded=replace(reading.loaded, is_resolved=True))
 
 
 def read_mapping(
@@ -270,10 +280,10 @@ def _all_keys(config: RetrainConfig) -> list[str]:
     ]
 
 
-def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
+def absolute(run: RunConfig, base_dir: Path, *, beside: bool) -> RunConfig:
     """`run` with absolute paths: inputs from the config's folder, outputs from the current one.
 
-    The config's folder is the first place where plugins are looked for.
+    beside: whether the config's folder is the first place where plugins are looked for.
     """
     update: dict[str, Table] = {}
     data = {key: getattr(run.data, key) for key in ("path", "held_out_path")}
@@ -296,16 +306,20 @@ def absolute(run: RunConfig, base_dir: Path) -> RunConfig:
     if run.backend.throttle_dir:
         throttle_dir = _from(Path.cwd(), run.backend.throttle_dir)
         update["backend"] = run.backend.model_copy(update={"throttle_dir": throttle_dir})
+    inference: dict[str, str] = {}
     # A name alone is looked for, as in a shell.
     if "/" in run.inference.command:
-        command = _from(base_dir, run.inference.command)
-        update["inference"] = run.inference.model_copy(update={"command": command})
+        inference["command"] = _from(base_dir, run.inference.command)
+    if run.inference.adapter_dir:
+        inference["adapter_dir"] = _from(Path.cwd(), run.inference.adapter_dir)
+    update["inference"] = run.inference.model_copy(update=inference)
     log_dir = _from(Path.cwd(), run.logging.log_dir)
     update["logging"] = run.logging.model_copy(update={"log_dir": log_dir})
     components = [_absolute_cache(component) for component in run.reward.components]
     reward = _absolute_cache(run.reward)
     update["reward"] = reward.model_copy(update={"components": components})
-    folders = [str(base_dir), *(_from(base_dir, path) for path in run.plugins.search_paths)]
+    folders = [_from(base_dir, path) for path in run.plugins.search_paths]
+    folders = [str(base_dir), *folders] if beside else folders
     update["plugins"] = run.plugins.model_copy(update={"search_paths": [*dict.fromkeys(folders)]})
     return run.model_copy(update=update)
 

@@ -23,7 +23,7 @@ from retrain.experiments.campaign import RERUN_SCRIPT
 from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.extend import extend_campaign
 from retrain.experiments.manifest import EXECUTION_KEYS, Manifest
-from retrain.experiments.moving import move_runs
+from retrain.experiments.moving import move_runs, with_options
 from retrain.experiments.outlook import nothing_in
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun, first_runs
@@ -90,19 +90,14 @@ def resume_run(
     console: Console,
 ) -> SingleResult:
     """Go on with one run, in this process."""
-    from retrain.preflight import load_checked
-
     record = RunRecord.read(run_dir)
-    own = loaded is None
-    if loaded is None:
-        loaded, _ = load_checked(run_dir / RUN_CONFIG_FILE, overrides, begun=True)
-    if loaded.is_campaign:
-        raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
-    config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     before = read_run_config(run_dir / RUN_CONFIG_FILE)
-    if own and not any(override.table == "plugins" for override in overrides):
-        # Plugins lie beside the file that was written by hand, which this is not.
-        config = config.model_copy(update={"plugins": before.plugins})
+    if loaded is None:
+        config = with_options(run_dir / RUN_CONFIG_FILE, overrides, check=True)
+    elif loaded.is_campaign:
+        raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
+    else:
+        config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     refuse_changes(
         differences(identity(before), config), allow_changes, what=str(record.data["name"])
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +84,7 @@ def serving(
 def _start(server: VllmServer, model: str, console: Console) -> None:
     begun = time.monotonic()
     what = f"starting vLLM with {model}, which may take minutes ({shown(server.log)})"
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         if console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             bar = stack.enter_context(Progress(*columns, console=console, transient=True))
