@@ -115,5 +115,5 @@ def test_nothing_is_asked_or_started_before_a_run(monkeypatch: pytest.MonkeyPatc
         raise AssertionError
 
     monkeypatch.setattr(subprocess, "Popen", never)
-    monkeypatch.setattr(httpx, "Client", never)
+    monkeypatch.setattr(httpx, "AsyncClient", never)
     check_reading(read_mapping({**BASE, "reward": composite({"type": "math"}, JUDGE)}))

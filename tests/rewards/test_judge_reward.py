@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrain import answers
 from retrain.causes import ERROR, SERVICE, cause_of
 from retrain.rewards import judge_server as client
 from retrain.rewards.judge import JudgeReward, verdict_in
@@ -141,8 +142,8 @@ def test_pauses_grow_differ_and_are_the_same_every_time() -> None:
     assert client._pause("key", 0, None) != client._pause("other", 0, None)
     assert client._pause("key", 0, 7.5) == 7.5
     assert client._pause("key", 0, 1e9) == client.LONGEST_RETRY_AFTER_S
-    assert client._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    assert client._retry_after({"retry-after": "soon"}) is None
+    assert answers.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert answers.retry_after({"retry-after": "soon"}) is None
 
 
 def test_a_server_that_never_answers_is_left_in_time(server: FakeServer, tmp_path: Path) -> None:

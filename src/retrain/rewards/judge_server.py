@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from retrain.answers import retry_after as _retry_after
-from retrain.answers import said as _said
+from retrain import answers
 from retrain.config.messages import did_you_mean, show
+from retrain.loops import LoopThread
 from retrain.rewards.reward import RewardFailedError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 _START_TRIES = 3
+_CLOSING_S = 1.0
 _SHOWN = 300
 
 _PASSING = frozenset({408, 409, 425, 429, 529})
@@ -53,6 +54,13 @@ class Server:
     place: str = "reward"
 
 
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    client: httpx.AsyncClient
+    loop: LoopThread
+    key: str
+
+
 class JudgeClient:
     """Asks the server, from many threads at once."""
 
@@ -60,19 +68,19 @@ class JudgeClient:
         self._server = server
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
+        self._connection: _Connection | None = None
         self._takes_temperature = True
 
     def check(self) -> None:
         """See that the server answers and knows the model. A server without a list of its models
         is taken as it is. Raises RewardFailedError with the remedy."""
         try:
-            response = self._request("GET", "models", None, "models", tries=_START_TRIES)
+            response = self._request("models", None, "models", tries=_START_TRIES)
         except NoVerdictError as error:
             remedy = f"start the server, or correct {self._server.place}.base_url"
             raise RewardFailedError(f"{self._key('base_url')}: {error}; {remedy}") from error
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            known = [str(entry["id"]) for entry in response.json()["data"]]
+            known = [str(entry["id"]) for entry in answers.parsed(response)["data"]]
             if response.is_success and known and self._server.model not in known:
                 listed = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
                 raise JudgeRefusedError(
@@ -90,16 +98,16 @@ class JudgeClient:
         body: dict[str, Any] = {"model": self._server.model, "messages": list(messages)}
         if self._takes_temperature:
             body["temperature"] = 0
-        response = self._request("POST", "chat/completions", body, key)
+        response = self._request("chat/completions", body, key)
         if response.status_code == 400 and "temperature" in body and "temperature" in response.text:
             # Some models only know their own.
             self._takes_temperature = False
             del body["temperature"]
-            response = self._request("POST", "chat/completions", body, key)
+            response = self._request("chat/completions", body, key)
         if not response.is_success:
             raise self._refused(response)
         try:
-            content = response.json()["choices"][0]["message"]["content"]
+            content = answers.parsed(response)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             raise NoVerdictError(
                 f"the judge's server sent no chat completion: {response.text[:_SHOWN]!r}"
@@ -107,16 +115,17 @@ class JudgeClient:
         return content if isinstance(content, str) else ""
 
     def close(self) -> None:
-        """Wake up who pauses; what is on its way runs into its time-out unheard."""
+        """Wake up who pauses, and give up what is on its way."""
         self._stopping.set()
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.loop.submit(connection.client.aclose()).result(_CLOSING_S)
+            connection.loop.close()
 
     def _request(
         self,
-        method: str,
         path: str,
         body: Mapping[str, Any] | None,
         key: str,
@@ -127,14 +136,15 @@ class JudgeClient:
 
         most = self._server.retries + 1
         most = min(tries, most) if tries is not None else most
-        content = json.dumps(body).encode("ascii") if body is not None else None
-        trouble = ""
+        trouble, seconds = "", self._server.timeout
         for attempt in range(most):
             wanted: float | None = None
             try:
-                response = self._connected().request(
-                    method, f"{self._server.base_url.rstrip('/')}/{path}", content=content
-                )
+                there = self._connected()
+                asking = answers.ask(there.client, path, body, seconds=seconds, key=there.key)
+                response = there.loop.submit(asking).result()
+            except CancelledError:
+                break
             except httpx.RequestError as error:
                 trouble = f"{type(error).__name__}: {error}".rstrip(": ")
             else:
@@ -144,8 +154,8 @@ class JudgeClient:
                 # A server without the route may say so with 501 Not Implemented.
                 if not passing or response.status_code == HTTPStatus.NOT_IMPLEMENTED:
                     return response
-                trouble = _said(response)
-                wanted = _retry_after(response.headers)
+                trouble = answers.said(response)
+                wanted = answers.retry_after(response.headers)
             if attempt + 1 < most and self._stopping.wait(_pause(key, attempt, wanted)):
                 break
         if self._stopping.is_set():
@@ -154,11 +164,13 @@ class JudgeClient:
         message = f"the judge at {self._server.base_url} cannot be had after {times} ({trouble})"
         raise NoVerdictError(message) from ConnectionError(message)
 
-    def _connected(self) -> httpx.Client:
+    def _connected(self) -> _Connection:
         import httpx
 
         with self._lock:
-            if self._client is None:
+            if self._stopping.is_set():
+                raise CancelledError
+            if self._connection is None:
                 key = os.environ.get(self._server.api_key_env, "").strip()
                 if not (key.isascii() and key.isprintable()) or " " in key:
                     # A library's error would show it.
@@ -166,22 +178,21 @@ class JudgeClient:
                         f"{self._key('api_key_env')}: {self._server.api_key_env} holds characters "
                         "that no key has, such as a line break or a space; set it anew"
                     )
-                headers = {"Content-Type": "application/json"}
-                if key:
-                    headers["Authorization"] = f"Bearer {key}"
-                self._client = httpx.Client(
-                    headers=headers,
+                client = httpx.AsyncClient(
+                    base_url=self._server.base_url,
+                    headers={"Authorization": f"Bearer {key}"} if key else {},
                     timeout=self._server.timeout,
                     limits=httpx.Limits(
                         max_connections=self._server.concurrency,
                         max_keepalive_connections=self._server.concurrency,
                     ),
                 )
-            return self._client
+                self._connection = _Connection(client, LoopThread("retrain-judge"), key)
+            return self._connection
 
     def _refused(self, response: httpx.Response) -> Exception:
         """The error for a response that no other try would change."""
-        server, status, said = self._server, response.status_code, _said(response)
+        server, status, said = self._server, response.status_code, answers.said(response)
         if status in _OF_THE_REQUEST:
             return NoVerdictError(f"the judge at {server.base_url} refuses the question: {said}")
         if status in (401, 403):

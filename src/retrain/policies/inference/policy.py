@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrain import seeding
+from retrain import answers, seeding
 from retrain.config.schema import LossConfig, RunConfig
 from retrain.errors import InputError
 from retrain.models.codec import ChatCodec
@@ -81,7 +81,7 @@ def _models(server: InferenceServer) -> list[dict[str, Any]]:
     problem = f"inference.url: {server.url} is no server with the OpenAI API"
     try:
         response = server.wait(server.ask("a list of models", "/v1/models"))
-        return [dict(entry) for entry in response.json()["data"]]
+        return [dict(entry) for entry in answers.parsed(response)["data"]]
     except GoneError as error:
         raise InputError(f"{problem}: {error}") from error
     except (ValueError, LookupError, TypeError) as error:

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from retrain import answers
 from retrain.errors import InputError
 from retrain.policies.inference.adapters import Adapters
 from retrain.policies.inference.dialect import Dialect
@@ -123,7 +124,7 @@ def completion_of(response: httpx.Response, codec: Codec, dialect: Dialect) -> C
     """The completion in the server's answer. Raises RefusedError for an answer that lacks token
     ids, log-probabilities or the end token, CallLostError for one that was broken off."""
     try:
-        (choice,) = response.json()["choices"]
+        (choice,) = answers.parsed(response)["choices"]
         logprobs = np.array(choice["logprobs"]["token_logprobs"], dtype=np.float64)
         token_ids = np.array(_token_ids(choice), dtype=np.int64)
         finish = str(choice["finish_reason"])

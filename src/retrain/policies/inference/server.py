@@ -14,8 +14,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import httpx
 
-from retrain import seeding
-from retrain.answers import retry_after, said
+from retrain import answers, seeding
 from retrain.config.inference import InferenceConfig
 from retrain.errors import InputError
 from retrain.loops import LoopThread
@@ -129,8 +128,10 @@ class InferenceServer:
             wanted = 0.0
             try:
                 async with self._places:
-                    response = await self._client.request(
-                        "GET" if body is None else "POST", path, json=body
+                    response = await answers.ask(
+                        *(self._client, path, body),
+                        seconds=self._config.timeout,
+                        key=self._endpoint.key,
                     )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 trouble = _words(error)
@@ -140,11 +141,11 @@ class InferenceServer:
                 late += isinstance(error, httpx.TimeoutException)
             else:
                 self._silent_since = None
-                status, trouble = response.status_code, said(response)
+                status, trouble = response.status_code, answers.said(response)
                 if response.is_success:
                     return response
                 if status in _BUSY:
-                    wanted = retry_after(response.headers) or 0.0
+                    wanted = answers.retry_after(response.headers) or 0.0
                     now = time.monotonic()
                     busy_until = busy_until or now + self._endpoint.away_s
                     if now >= busy_until:
