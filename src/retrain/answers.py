@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -70,6 +71,12 @@ def parsed(response: httpx.Response) -> Any:
         return response.json()
     except RecursionError:
         raise ValueError("JSON that is nested too deep") from None
+
+
+def without_key(text: str, variable: str) -> str:
+    """`text` without the key that this environment variable holds."""
+    key = os.environ.get(variable, "").strip()
+    return text.replace(key, HIDDEN) if key else text
 
 
 def said(response: httpx.Response) -> str:

@@ -125,3 +125,18 @@ def test_what_is_missing_is_said() -> None:
     )
     with pytest.raises(InputError, match="chat template"):
         ChatCodec(bare, (0,))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append({}) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_template_can_do_no_harm(template: str) -> None:
+    with pytest.raises(InputError, match="chat template refuses the prompt of problem p7"):
+        with_template(template).encode(Problem("p7", "1+1?", "2"))

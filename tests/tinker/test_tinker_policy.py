@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -30,6 +33,7 @@ from retrain.policies.local.base import load_base
 from retrain.policies.local.policy import LocalPolicy
 from retrain.policies.policy import NonFiniteUpdateError, OptimizerStep
 from retrain.policies.throttle import Throttle
+from retrain.policies.tinker import download
 from retrain.policies.tinker.access import access_problem
 from retrain.policies.tinker.datum import data_of, loss_of
 from retrain.policies.tinker.download import DownloadError, fetch
@@ -46,6 +50,7 @@ from retrain.policies.tinker.retry import (
 from retrain.policies.tinker.service import Service
 from retrain.training.rollout import sample_groups, token_weights
 from retrain.types import Completion, Problem, SamplingParams, TrainBatch, pad_mask, pad_rows
+from tests.rewards.judge_server import fake_server
 from tests.test_loops import fail_when_given_up
 from tests.tinker.standin import StandIn
 
@@ -312,7 +317,7 @@ def test_an_adapter_that_cannot_be_downloaded_stays_at_the_service(
     assert SavedState.read(tmp_path).path in caplog.text
 
 
-def test_only_plain_files_are_downloaded(tmp_path: Path) -> None:
+def test_only_plain_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Answer:
         urls: dict[str, str]
 
@@ -333,6 +338,17 @@ def test_only_plain_files_are_downloaded(tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as raised:
         fetch(service, path, tmp_path / "in")
     assert "secret" not in str(raised.value)
+    assert not list((tmp_path / "in").iterdir())
+    # More than there is room for, or for longer than anyone waits.
+    with fake_server() as server:
+        server.models = (200, {"data": "x" * 10_000})
+        answer.urls = {"adapter_config.json": f"{server.url}/models"}
+        monkeypatch.setattr(download, "_LONGEST_S", -1.0)
+        with pytest.raises(DownloadError, match="is not here after"):
+            fetch(service, path, tmp_path / "in")
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+        with pytest.raises(DownloadError, match="more than half"):
+            fetch(service, path, tmp_path / "in")
     assert not list((tmp_path / "in").iterdir())
 
 
@@ -520,6 +536,7 @@ def test_words_of_the_sdk_without_its_variables() -> None:
     assert words(RuntimeError(text)) == "Request failed: no room"
     assert words(RuntimeError("a\n b")) == "a b"
     assert len(words(RuntimeError("x" * 1000))) < 310
+    assert words(RuntimeError(f"no key {os.environ['TINKER_API_KEY']}")) == "no key [key]"
 
 
 def test_pauses_grow_and_depend_on_their_key_alone() -> None:

@@ -120,7 +120,7 @@ def _text(value: Any) -> str | None:
 
 
 def _csv_text(value: Any) -> str | None:
-    return _harmless(value) if isinstance(value, str) else _text(value)
+    return harmless(value) if isinstance(value, str) else _text(value)
 
 
 def _csv_bool(value: bool | None) -> str | None:
@@ -132,6 +132,7 @@ _visible = lru_cache(maxsize=1 << 14)(visible)
 
 
 @lru_cache(maxsize=1 << 14)
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
+    """`text` as a spreadsheet shows it and does not run it."""
     text = visible(text)
     return f"'{text}" if text.startswith(FORMULA) else text

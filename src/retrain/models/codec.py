@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from retrain.errors import InputError
 from retrain.types import IntArray, Problem
@@ -63,7 +62,8 @@ class ChatCodec:
                 return_dict=True,
                 **self._template_args,
             )
-        except TemplateError as error:
+        except Exception as error:
+            # A template is a program: it may fail in any way.
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
                 f"the model's chat template refuses the prompt of problem {problem.id} (messages "

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrain.answers import without_key
 from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import InputError
@@ -250,6 +251,7 @@ def _explained(error: Exception, wanted: HubData) -> InputError:
 
     repo = wanted.repo
     reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    reason = without_key(reason, "HF_TOKEN")
     match error:
         case InputError():
             return error

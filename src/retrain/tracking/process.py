@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrain.answers import without_key
 from retrain.config.dump import read_run_config
 from retrain.config.schema import LoggingConfig, RunConfig
 from retrain.files import METRICS_FILE, RUN_CONFIG_FILE, RunRecord
@@ -38,6 +39,7 @@ from retrain.tracking.trackers import TRACKERS, Handle, Opening, Parcel, Tracker
 from retrain.tracking.words import DRAIN_S, GRACE_S, UPLOAD_S, loses, uploads, warns
 
 POLL_S = 1.0
+KEY_VARIABLE = "WANDB_API_KEY"
 PATIENT = ("done", "diverged", "failed")
 """How a run has ended whose files may take their time; who stops a run wants it to be over."""
 
@@ -271,14 +273,20 @@ class _Noting:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        traceback.print_exception(error)
+        _print(error)
         self._failed[self._label] = reason_of(error)
         return True
 
 
 def reason_of(error: Exception) -> str:
-    """In one line; empty when the error does not say."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """In one line, without the tracker's key."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_key(text, KEY_VARIABLE)
+
+
+def _print(error: Exception) -> None:
+    trace = "".join(traceback.format_exception(error))
+    sys.stderr.write(without_key(trace, KEY_VARIABLE))
 
 
 def _with(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -316,9 +324,10 @@ def main() -> int:
                 _note(folder, reason_of(error))
                 raise
     except Exception as error:
-        traceback.print_exc()
-        text = " ".join(str(error).split())
-        text = text or f"{type(error).__name__}, see {folder / TRACKER_LOG}"
+        _print(error)
+        text = reason_of(error)
+        if not str(error).strip():
+            text += f", see {folder / TRACKER_LOG}"
         words.say(loses(text))
         sys.stderr.flush()
         # The tracker's own clean-up would wait for the network again.
@@ -333,8 +342,8 @@ def _note(folder: Path, problem: str) -> None:
         state.problem = problem
         try:
             state.write(folder)
-        except OSError:
-            traceback.print_exc()
+        except OSError as error:
+            _print(error)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from retrain.analysis.page.section import Section
 from retrain.analysis.records import CampaignRecord
 from retrain.analysis.samples.look import visible
 from retrain.analysis.summary import Comparison, ConditionSummary, PlannedContrast
+from retrain.analysis.tables import harmless
 from retrain.analysis.words import Unit
 
 __all__ = ["latex_escape", "latex_table", "methods_text", "paper_section", "verdict_csv"]
@@ -176,7 +177,8 @@ def verdict_csv(comparison: Comparison) -> str:
     writer.writerow(CSV_COLUMNS)
     for contrast in comparison.contrasts:
         values = _csv_values(contrast, comparison)
-        writer.writerow(["" if values[key] is None else values[key] for key in CSV_COLUMNS])
+        cells = (values[key] for key in CSV_COLUMNS)
+        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
     return file.getvalue()
 
 

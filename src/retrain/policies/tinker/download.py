@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
+_LONGEST_S = 3600.0
+"""For one file: however slowly it drips in."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -84,12 +88,18 @@ def fetch(service: Service, path: ServicePath, folder: Path) -> None:
 def _fetch_file(client: httpx.Client, url: str, file: Path) -> None:
     import httpx
 
+    # What else is written here needs room, too.
+    most, latest = shutil.disk_usage(file.parent).free // 2, time.monotonic() + _LONGEST_S
     try:
         with client.stream("GET", url) as response:
             response.raise_for_status()
             with file.open("wb") as target:
                 for block in response.iter_bytes(_BLOCK):
                     target.write(block)
+                    if target.tell() > most:
+                        raise DownloadError(f"{file.name} takes more than half of the disk's room")
+                    if time.monotonic() > latest:
+                        raise DownloadError(f"{file.name} is not here after {_LONGEST_S:g} s")
     except httpx.HTTPStatusError as error:
         # Not the error's own words: they hold the signed address.
         status = error.response.status_code

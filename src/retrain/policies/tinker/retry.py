@@ -20,10 +20,12 @@ from tinker.lib.retryable_exception import RetryableException
 from tinker.types import RequestErrorCategory
 
 from retrain import seeding
+from retrain.answers import without_key
 from retrain.policies.lost import CallLostError as CallLostError
 from retrain.policies.lost import GoneError as GoneError
 from retrain.policies.lost import RefusedError as RefusedError
 from retrain.policies.lost import ServiceLostError as ServiceLostError
+from retrain.policies.tinker.access import KEY_VARIABLE
 
 _SHOWN_CHARACTERS = 300
 _INNARDS = re.compile(r" for self\.request_id=.*")
@@ -95,6 +97,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def words(error: BaseException) -> str:
-    """An error in one line that is not too long, without the SDK's own variables."""
+    """An error in one line that is not too long, without the SDK's own variables and the key."""
     text = _INNARDS.sub("", " ".join(str(error).split())) or type(error).__name__
+    text = without_key(text, KEY_VARIABLE)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
