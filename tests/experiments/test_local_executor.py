@@ -401,6 +401,15 @@ def test_leaving_in_an_error_leaves_no_worker(tmp_path: Path) -> None:
     assert not any(map(is_alive, pids))
 
 
+def test_a_job_that_is_submitted_again_keeps_its_place(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "", "", "")
+    with crew(tmp_path) as executor:
+        executor.submit(jobs)
+        executor.cancel([jobs[0].name])
+        executor.submit(jobs[:1])
+        assert [event.run for event in executor.stop()] == [job.name for job in jobs]
+
+
 def test_a_job_may_be_submitted_again(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "kill", "", trouble_attempts=2)
     with crew(tmp_path) as executor:

@@ -307,7 +307,7 @@ def test_what_a_resume_makes_of_the_runs_of_a_stopped_condition(tmp_path: Path) 
     folder = create_campaign(config, plan_runs(config)).folder
     manifest = Manifest.read(folder)
     measure(folder, 2, {name: first(LEVELS[name]["levels"], 3) for name in LEVELS})
-    assert Stopping(manifest).decide([2]) == ["bad"]
+    assert Stopping(manifest).decide() == ["bad"]
     ends = {
         "bad_s1": ("failed", "error"),
         "bad_s2": ("failed", "killed"),
@@ -367,13 +367,38 @@ def test_who_is_judged_and_by_what(tmp_path: Path) -> None:
     manifest = rule(tmp_path)
     measure(manifest.folder, 2, {"a": first(BASE, 4), "b": shifted(-0.1, 2), "c": shifted(0.1)})
     stopping = Stopping(manifest)
-    assert stopping.decide([2]) == []  # two seeds of b, and c is ahead
+    assert stopping.decide() == []  # two seeds of b, and c is ahead
     measure(manifest.folder, 4, {"a": BASE, "b": shifted(-0.1), "c": shifted(0.1)})
-    assert stopping.decide([2, 4], news_of="c") == []
-    assert stopping.decide([2, 4], news_of="a") == ["b"]
-    assert stopping.decide([2, 4]) == []  # once
+    assert stopping.decide(news_of="c") == []
+    assert stopping.decide(news_of="a") == ["b"]
+    assert stopping.decide() == []  # once
     assert Manifest.read(manifest.folder).dropped == ("b",)
     assert [entry["step"] for entry in manifest.data["dropped"]] == [4]
+
+
+def test_a_run_that_is_tried_again_is_waited_for(tmp_path: Path) -> None:
+    """Whichever seeds come first, the same seeds of the plan decide, with the same numbers."""
+    decided = []
+    for arrival in ("123", "132", "314"):
+        manifest = rule(tmp_path, names="ab")
+        measure(manifest.folder, 2, {"a": BASE})
+        stopping = Stopping(manifest)
+        for seed in arrival[:-1]:
+            measure(manifest.folder, 2, {"b": {seed: BAD[seed]}})
+            assert stopping.decide() == []
+        measure(manifest.folder, 2, {"b": {seed: BAD[seed] for seed in arrival}})
+        if "2" not in arrival:
+            # Seeds 1, 3 and 4 alone would do; 2 comes late, or fails for good.
+            assert stopping.decide() == []
+            measure(manifest.folder, 2, {"b": {"2": BAD["2"]}})
+        assert stopping.decide() == ["b"]
+        (entry,) = manifest.data["dropped"]
+        decided.append((entry["seeds"], entry["difference"]))
+    assert decided == [(3, pytest.approx(-0.096667, abs=1e-6))] * 3
+    manifest = rule(tmp_path, names="ab")
+    measure(manifest.folder, 2, {"a": BASE, "b": {seed: BAD[seed] for seed in "134"}})
+    manifest.set_run("b_s2", "failed")
+    assert Stopping(manifest).decide() == ["b"]
 
 
 def test_the_margin_decides(tmp_path: Path) -> None:
@@ -381,11 +406,11 @@ def test_the_margin_decides(tmp_path: Path) -> None:
     for margin, stopped in ((0.0172, []), (0.0175, ["b"])):
         manifest = rule(tmp_path, names="ab", margin=margin)
         measure(manifest.folder, 2, {"a": first(BASE, 4), "b": shifted(-0.001)})
-        assert Stopping(manifest).decide([2]) == stopped
+        assert Stopping(manifest).decide() == stopped
     # [report].margin unless it has its own.
     manifest = rule(tmp_path, {"report": {"margin": 0.0172}}, names="ab")
     measure(manifest.folder, 2, {"a": first(BASE, 4), "b": shifted(-0.001)})
-    assert Stopping(manifest).decide([2]) == []
+    assert Stopping(manifest).decide() == []
     assert manifest.data["stopping"]["margin"] == 0.0172
 
 
@@ -393,12 +418,12 @@ def test_a_diverged_run_scores_the_floor(tmp_path: Path) -> None:
     manifest = rule(tmp_path, {"report": {"floor": 0.25}}, names="ab", confidence=0.9)
     measure(manifest.folder, 2, {"a": first(BASE, 3), "b": first(BASE, 2)})
     stopping = Stopping(manifest)
-    assert stopping.decide([2]) == []
+    assert stopping.decide() == []
     manifest.set_run("b_s3", "diverged")
     manifest.set_run("b_s2", "diverged")
-    assert stopping.decide([2]) == []  # 0, -0.35, -0.45: wide, up to +0.13
+    assert stopping.decide() == []  # 0, -0.35, -0.45: wide, up to +0.13
     manifest.set_run("b_s1", "diverged")
-    assert stopping.decide([2]) == ["b"]
+    assert stopping.decide() == ["b"]
     assert manifest.data["dropped"][0]["difference"] == pytest.approx(0.25 - 0.6)
 
 
@@ -410,11 +435,11 @@ def test_planned_comparisons_say_who_can_be_stopped(tmp_path: Path) -> None:
     measure(manifest.folder, 2, worse)
     stopping = Stopping(manifest)
     # c is as good as b: identical, so it cannot win by the margin, and against a it is behind.
-    assert stopping.decide([2]) == ["c"]
+    assert stopping.decide() == ["c"]
     assert [entry["baseline"] for entry in manifest.data["dropped"]] == ["a", "b"]
     other = rule(tmp_path, {"report": report})
     measure(other.folder, 2, {**worse, "b": shifted(-0.3)})
-    assert Stopping(other).decide([2]) == []  # c may still beat b
+    assert Stopping(other).decide() == []  # c may still beat b
 
 
 def test_nothing_left_to_train_is_not_judged(tmp_path: Path) -> None:
@@ -422,15 +447,15 @@ def test_nothing_left_to_train_is_not_judged(tmp_path: Path) -> None:
     measure(manifest.folder, 2, {"a": BASE, "b": BAD})
     for seed in SEEDS:
         manifest.set_run(f"b_s{seed}", "failed" if seed == 4 else "done")
-    assert Stopping(manifest).decide([2]) == []
+    assert Stopping(manifest).decide() == []
     manifest.set_run("b_s5", "stopped")
-    assert Stopping(manifest).decide([2]) == ["b"]
+    assert Stopping(manifest).decide() == ["b"]
 
 
 def test_by_greedy_accuracy_or_by_reward(tmp_path: Path) -> None:
     manifest = rule(tmp_path, {"report": {"metric": "greedy_accuracy"}})
     measure(manifest.folder, 2, {"a": first(BASE, 4), "b": shifted(-0.1), "c": shifted(0.1)})
-    assert Stopping(manifest).decide([2]) == ["c"]  # it is 1 - accuracy there
+    assert Stopping(manifest).decide() == ["c"]  # it is 1 - accuracy there
 
     by_reward = {"report": {"metric": "reward", "window": 2}, "evaluation": {"every": 0}}
     manifest = rule(tmp_path, by_reward, names="ab", after_steps=[3])
@@ -441,11 +466,11 @@ def test_by_greedy_accuracy_or_by_reward(tmp_path: Path) -> None:
             path = manifest.folder / f"runs/{name}_s{seed}/metrics.jsonl"
             append_jsonl(path, rows[: 2 if seed == 3 else 4])
     stopping = Stopping(manifest)
-    assert stopping.decide([3]) == []  # the third seed has two rows
+    assert stopping.decide() == []  # the third seed has two rows
     for name, reward in (("a", 0.63), ("b", 0.54)):
         path = manifest.folder / f"runs/{name}_s3/metrics.jsonl"
         append_jsonl(path, [{"step": 2, "mean_reward": reward}])
-    assert stopping.decide([3]) == ["b"]
+    assert stopping.decide() == ["b"]
     measured = manifest.data["dropped"][0]["difference"]
     assert measured == pytest.approx((-0.1 - 0.1 + (0.33 + 0.54) / 2 - (0.43 + 0.63) / 2) / 3)
     assert "points" not in stopping.message("b")

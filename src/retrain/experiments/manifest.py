@@ -82,6 +82,10 @@ class Manifest:
     def write(self) -> None:
         atomic_write_json(self.folder / MANIFEST_FILE, self.data)
 
+    def status_of(self, name: str) -> str:
+        """A run's status, as far as the campaign knows."""
+        return str(self._runs[name]["status"])
+
     def run_folder(self, name: str) -> Path:
         return self.folder / RUNS_FOLDER / name
 

@@ -145,7 +145,7 @@ class _Training:
             try:
                 executor.submit(list(self._jobs.values()))
                 # What was measured before the campaign went on may decide already.
-                self._stop_conditions(self._stopping.steps)
+                self._stop_conditions()
                 while self._open and not signals.stop:
                     self._take(executor.poll(POLL_S))
                     squeeze.look()
@@ -179,8 +179,8 @@ class _Training:
             self._view.handle(event)
             if isinstance(event, ENDINGS):
                 self._open.pop(event.run, None)
-            if retry:
-                self._stop_conditions(self._steps_to_judge(event), event.run)
+            if retry and self._is_news(event):
+                self._stop_conditions(event.run)
 
     def _is_given_up(self, event: Event) -> bool:
         """Whether it tells the end of a run that was going to be cancelled anyway."""
@@ -189,20 +189,18 @@ class _Training:
             self._jobs[event.run].condition
         )
 
-    def _steps_to_judge(self, event: Event) -> list[int]:
-        """The steps for which the event brings a new value."""
+    def _is_news(self, event: Event) -> bool:
+        """Whether the event may decide about a condition."""
         if isinstance(event, Row):
-            return [step for step in self._stopping.steps if step == event.step + 1]
-        diverged = isinstance(event, Finished) and event.status == "diverged"
-        return self._stopping.steps if diverged else []
+            return event.step + 1 in self._stopping.steps
+        return isinstance(event, ENDINGS)
 
-    def _stop_conditions(self, steps: Sequence[int], news: str = "") -> None:
-        """Judge conditions at these steps, and end the runs of those that cannot win.
+    def _stop_conditions(self, news: str = "") -> None:
+        """Judge conditions, and end the runs of those that cannot win.
 
         news: the run that has come so far; without it all conditions are judged.
         """
-        news_of = self._jobs[news].condition if news else ""
-        for condition in self._stopping.decide(steps, news_of):
+        for condition in self._stopping.decide(self._jobs[news].condition if news else ""):
             names = [name for name in self._open if self._jobs[name].condition == condition]
             self._view.say(decided(self._stopping, condition, names), "yellow")
             self._take(self._executor.cancel(names))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable
-from functools import cache, partial
-from itertools import takewhile
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from itertools import product, takewhile
 from typing import Any
 
 from retrain.analysis.reading import iter_rows, load_object, number
@@ -41,7 +41,7 @@ class Stopping:
     @property
     def steps(self) -> list[int]:
         """Steps after which conditions are judged."""
-        return list(self._rule.after_steps) if self._rule else []
+        return sorted(self._rule.after_steps) if self._rule else []
 
     def message(self, condition: str) -> str:
         """Why the condition was stopped; empty when it was not."""
@@ -58,25 +58,48 @@ class Stopping:
         """Whether the condition was stopped."""
         return condition in self._manifest.dropped
 
-    def decide(self, steps: Iterable[int], news_of: str = "") -> list[str]:
-        """Look at these steps; the conditions that are stopped now, which the manifest has already.
+    def decide(self, news_of: str = "") -> list[str]:
+        """The conditions that are stopped now, which the manifest has already.
 
         news_of: the condition that has a new value; only comparisons with it are looked at. A
         condition without a run left to train is not judged: it would lose its comparison, and
         nothing would be saved.
+
+        Which worker is faster, or was killed, must have no say: what is looked at is always the
+        first so many seeds of the plan, when all of them have come so far or are over.
         """
         if self._rule is None:
             return []
         stopped: list[str] = []
-        for step in sorted(steps):
-            values = cache(partial(self._values, step))
-            for label, baselines in self._contenders(news_of).items():
+        value = cache(self._value)
+        for label, baselines in self._contenders(news_of).items():
+            if futile := self._first_futile(label, baselines, value):
+                self._manifest.drop(futile)
+                stopped.append(label)
+        return stopped
+
+    def _first_futile(
+        self, label: str, baselines: list[str], value: Callable[[str, int], float]
+    ) -> list[dict[str, Any]]:
+        """The manifest's entries for the first look by which the condition cannot win."""
+        assert self._rule is not None
+        runs = {(run["condition"], run["seed"]): run for run in self._manifest.data["runs"]}
+        seeds, labels = self._manifest.data["seeds"], (label, *baselines)
+        for count, step in product(range(self._rule.min_seeds, len(seeds) + 1), self.steps):
+            values: dict[str, list[float]] = {each: [] for each in labels}
+            awaited = False
+            for each, seed in product(labels, seeds[:count]):
+                run = runs.get((each, seed))
+                values[each].append(value(run["name"], step) if run else math.nan)
+                if run and run["status"] not in OVER and math.isnan(values[each][-1]):
+                    later = (s for s in self.steps if s > step)
+                    awaited |= all(math.isnan(value(run["name"], s)) for s in later)
+            if not awaited:
                 found = [self._entry(label, baseline, step, values) for baseline in baselines]
                 futile = [entry for entry in found if entry is not None]
                 if len(futile) == len(baselines):
-                    self._manifest.drop(futile)
-                    stopped.append(label)
-        return stopped
+                    return futile
+        return []
 
     def _contenders(self, news_of: str) -> dict[str, list[str]]:
         """The conditions that can be stopped, each with what it is compared with."""
@@ -93,7 +116,7 @@ class Stopping:
         return {label: others for label, others in found.items() if news_of in (label, *others)}
 
     def _entry(
-        self, label: str, baseline: str, step: int, values: Callable[[str], list[float]]
+        self, label: str, baseline: str, step: int, values: Mapping[str, list[float]]
     ) -> dict[str, Any] | None:
         """The manifest's entry when the condition cannot beat this baseline any more."""
         # scipy takes half a second, which a campaign without a decision to make need not wait.
@@ -102,7 +125,7 @@ class Stopping:
         rule = self._rule
         assert rule is not None
         margin = rule.margin or self._settings.margin
-        found = look(values(label), values(baseline), margin, rule.confidence, rule.min_seeds)
+        found = look(values[label], values[baseline], margin, rule.confidence, rule.min_seeds)
         if not found.futile:
             return None
         return {
@@ -119,20 +142,11 @@ class Stopping:
             "steps_saved": 0,
         }
 
-    def _values(self, step: int, label: str) -> list[float]:
-        """What each seed's run of the condition has after so many steps; NaN is not there yet."""
-        runs = {
-            run["seed"]: run for run in self._manifest.data["runs"] if run["condition"] == label
-        }
-        return [
-            self._value(runs[seed], step) if seed in runs else math.nan
-            for seed in self._manifest.data["seeds"]
-        ]
-
-    def _value(self, entry: dict[str, Any], step: int) -> float:
-        if entry["status"] == "diverged":
+    def _value(self, name: str, step: int) -> float:
+        """What a run has after so many steps; NaN is not there yet."""
+        if self._manifest.status_of(name) == "diverged":
             return self._settings.floor
-        folder = self._manifest.run_folder(entry["name"])
+        folder = self._manifest.run_folder(name)
         if self._settings.metric != "reward":
             file = evaluation_files(folder).get(step)
             measured = number(load_object(file), self._settings.metric) if file else None

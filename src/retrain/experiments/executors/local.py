@@ -146,6 +146,7 @@ class LocalExecutor:
         self._command = tuple(command)
         self._grace_s = grace_s
         self._queue: deque[Job] = deque()
+        self._order: dict[str, int] = {}
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._launched = 0
@@ -179,7 +180,11 @@ class LocalExecutor:
         return tuple(worker.process.pid for worker in self._workers)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        self._queue.extend(jobs)
+        for job in jobs:
+            self._order.setdefault(job.name, len(self._order))
+        # One that is tried again keeps its place.
+        waiting = (*self._queue, *jobs)
+        self._queue = deque(sorted(waiting, key=lambda job: self._order[job.name]))
 
     def poll(self, timeout: float) -> list[Event]:
         self._launch_one_if_due()
