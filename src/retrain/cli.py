@@ -167,7 +167,7 @@ def resume_check(
 ) -> None:
     """Show whether and from which step each run would go on. Loads no model, changes nothing.
 
-    The exit code is 1 when a damaged checkpoint was found.
+    The exit code is 1 when a checkpoint is damaged or cannot be read.
     """
     from retrain.experiments.outlook import resume_check as check
 

@@ -171,17 +171,24 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(folder: Path) -> None:
     damage(good)
     code, found = check(folder)
     run = found["stopped"]
-    assert (code, run["step"], run["checkpoint"], run["resumes"]) == (1, 0, None, True)
-    assert [note.split()[0] for note in run["notes"]] == [bad.name, good.name]
+    assert (code, run["step"], run["checkpoint"], run["resumes"]) == (1, 0, None, False)
+    assert [note.split()[0] for note in run["notes"]] == [bad.name, good.name, "none"]
     code, _, text = show(folder)
     assert code == 1
     assert "stopped_s1: step_000003 is damaged: adapter_model.safetensors does not match" in text
+    weights = bad / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights)
+    code, found = check(folder)
+    run = found["stopped"]
+    assert (code, run["resumes"]) == (1, False)
+    assert run["notes"] == [f"{weights} cannot be read now: Too many levels of symbolic links"]
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda path: (path / "checkpoint.json").unlink(), "checkpoint.json is missing"),
+        (lambda path: (path / "checkpoint.json").unlink(), "checkpoint.json: no such file"),
         (lambda path: (path / "checkpoint.json").write_text("{"), "checkpoint.json cannot be read"),
         (lambda path: (path / "state.json").unlink(), "state.json: no such file"),
         (
@@ -196,8 +203,9 @@ def test_what_makes_a_checkpoint_useless(folder: Path, spoil: Any, reason: str) 
     spoil(checkpoint(run_dir, 3))
     code, found = check(run_dir)
     assert (code, found["stopped"]["step"]) == (1, 0)
-    (note,) = found["stopped"]["notes"]
+    note, refusal = found["stopped"]["notes"]
     assert note.startswith(f"step_000003 is damaged: {reason}")
+    assert refusal.startswith("none of its 1 checkpoints can be trusted")
 
 
 def test_a_single_run(folder: Path) -> None:

@@ -215,24 +215,51 @@ class TestDamage:
         assert list(evaluation_files(run_dir)) == [0, 1, 2]
         assert find_resume_point(run_dir).skipped == ()
 
-    def test_rows_that_are_gone_make_a_checkpoint_useless(self, run_dir: Path) -> None:
-        path = run_dir / "emergence" / "steps.jsonl"
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda rows: rows[:3], "metrics.jsonl has fewer than the 4 rows it should have"),
+            (lambda rows: [*rows[:3], "{\n", *rows[3:]], "line 4 of metrics.jsonl is not the row"),
+            (lambda rows: [*rows[:3], rows[2], *rows[3:]], "line 4 of metrics.jsonl is not the"),
+            (lambda rows: [*rows[:3], "[" * 9999 + "\n"], "line 4 of metrics.jsonl is not the row"),
+        ],
+        ids=["cut off", "garbage", "twice", "nested"],
+    )
+    def test_rows_that_are_gone_make_a_checkpoint_useless(
+        self, spoil: Callable[[list[str]], list[str]], reason: str, run_dir: Path
+    ) -> None:
+        path = run_dir / "metrics.jsonl"
+        path.write_text("".join(spoil(path.read_text().splitlines(keepends=True))))
         point = find_resume_point(run_dir)
         assert point.step == 2
-        assert (
-            point.skipped[0][1] == "emergence/steps.jsonl has fewer than the 4 rows it should have"
-        )
+        assert point.skipped[0][1].startswith(reason)
 
-    def test_without_any_the_run_starts_over(self, run_dir: Path) -> None:
+    @pytest.mark.parametrize("name", ["emergence/steps.jsonl", "emergence/generations.jsonl"])
+    def test_lost_samples_condemn_nothing(self, name: str, run_dir: Path) -> None:
+        (run_dir / name).write_text("")
+        point = find_resume_point(run_dir)
+        assert (point.step, point.skipped) == (4, ())
+        go_back(point)
+        assert sorted(lines(run_dir)) == [0, 4, 4]
+
+    def test_when_none_is_left_the_run_is_not_begun_again(self, run_dir: Path) -> None:
         for folder in checkpoint_folders(run_dir):
             (folder / "state.json").unlink()
         point = find_resume_point(run_dir)
         assert (point.step, len(point.skipped)) == (0, 2)
-        go_back(point)
-        assert lines(run_dir) == [0, 0, 0]
-        assert evaluation_files(run_dir) == {}
-        assert steps_in(run_dir) == []
+        assert point.refusal.startswith(
+            "none of its 2 checkpoints can be trusted (of the newest, step_000004: state.json: no "
+        )
+        assert str(run_dir / "checkpoints") in point.refusal
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_what_cannot_be_read_now_is_not_damaged(self, name: str, run_dir: Path) -> None:
+        path = run_dir / "checkpoints" / "step_000004" / name
+        path.rename(run_dir / "kept")
+        path.symlink_to(path)
+        with pytest.raises(OSError, match="symbolic links") as caught:
+            find_resume_point(run_dir)
+        assert caught.value.filename == str(path)
 
     def test_damaged_twice_at_one_step(self, run_dir: Path) -> None:
         checkpoints = checkpoints_of(run_dir, save_every=2, max_steps=8)

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from retrain.config.schema import RunConfig
-from retrain.errors import ConfigError
+from retrain.errors import ConfigError, InputError
 from retrain.files import RunRecord, append_jsonl, read_json, read_jsonl
 from retrain.policies.local.policy import LocalPolicy
 from retrain.tasks.arithmetic import ArithmeticTask
 from retrain.training import loop as loop_module
 from retrain.training import run as run_module
+from retrain.training.checkpoint import checkpoint_folders
 from retrain.training.loop import RunStopped
 from retrain.training.run import BaseModels
 from tests.training.runs import assert_same, config, content, rows, start
@@ -280,6 +281,28 @@ def test_what_else_may_have_befallen_the_folder(
             "checksum); it is kept as damaged_step_000003, and the run goes on from step 2"
         ]
         shutil.rmtree(damaged)
+    assert_same(tmp_path, straight.folder)
+
+
+def test_what_cannot_be_read_or_trusted_changes_nothing(straight: Straight, tmp_path: Path) -> None:
+    stopped(straight.settings, tmp_path, 3)
+    state = tmp_path / "checkpoints/step_000003/state.json"
+    kept = state.rename(tmp_path / "kept")
+    state.symlink_to(state)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    with pytest.raises(OSError, match="symbolic links"):
+        start(straight.settings, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    state.unlink()
+    kept.rename(state)
+    aside = [folder / "state.json" for folder in checkpoint_folders(tmp_path)]
+    for path in aside:
+        path.rename(path.with_suffix(".aside"))
+    with pytest.raises(InputError, match=r"c_s7: none of its . checkpoints can be trusted"):
+        start(straight.settings, tmp_path)
+    for path in aside:
+        path.with_suffix(".aside").rename(path)
+    start(straight.settings, tmp_path)
     assert_same(tmp_path, straight.folder)
 
 

@@ -18,7 +18,7 @@ from retrain.errors import InputError
 from retrain.experiments.paths import shown
 from retrain.files import RUN_FILE
 from retrain.models.adapter_folder import ADAPTER_CONFIG
-from retrain.training.resume import find_resume_point
+from retrain.training.resume import ResumePoint, find_resume_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     """Say whether and from which step each run in `folder` would resume; loads no model.
 
     Every file of the checkpoint in question is read and compared with its checksum. The exit code
-    is 1 when a damaged checkpoint was found.
+    is 1 when a checkpoint was found that is damaged or cannot be read.
     """
     console = console or Console()
     found = find_records([folder])
@@ -76,13 +76,21 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
         for outlook in outlooks:
             for note in outlook.notes:
                 console.print(Text(f"{outlook.name}: {note}"), soft_wrap=True)
-    return int(any("damaged" in note for outlook in outlooks for note in outlook.notes))
+    bad = ("is damaged: ", "cannot be read now: ")
+    return int(any(word in note for each in outlooks for note in each.notes for word in bad))
 
 
 def _outlook(view: RunView, campaign: CampaignRecord | None = None) -> Outlook:
-    point = find_resume_point(view.folder)
-    notes = [f"{path.name} is damaged: {reason}" for path, reason in point.skipped]
     resumes = view.state not in {"done", "diverged", "running", "dropped"}
+    try:
+        point = find_resume_point(view.folder)
+        notes = [f"{path.name} is damaged: {reason}" for path, reason in point.skipped]
+    except OSError as error:
+        point, resumes = ResumePoint(view.folder, None, ()), False
+        notes = [f"{error.filename} cannot be read now: {error.strerror}"]
+    if point.refusal:
+        resumes = False
+        notes.append(point.refusal)
     if view.state == "running":
         notes.append("it is being trained now")
     dropped = items(campaign.manifest, "dropped") if campaign else []

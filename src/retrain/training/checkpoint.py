@@ -30,6 +30,9 @@ SCHEMA = 1
 _BLOCK = 1 << 20
 
 
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
 class DamagedCheckpointError(Exception):
     """A checkpoint that cannot be trusted; the message says why."""
 
@@ -53,7 +56,8 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read the index. Raises DamagedCheckpointError when there is none, or half of one."""
+        """Read the index. Raises DamagedCheckpointError when there is none, or half of one, and
+        OSError when it cannot be read now, which says nothing about the checkpoint."""
         try:
             index = json.loads((folder / INDEX_FILE).read_bytes())
             if index.pop("sha256") != _digest(index):
@@ -67,13 +71,14 @@ class Checkpoint:
                 versions=dict(index["versions"]),
                 files=dict(index["files"]),
             )
-        except FileNotFoundError:
-            raise DamagedCheckpointError(f"{INDEX_FILE} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _MISSING as error:
+            raise DamagedCheckpointError(f"{INDEX_FILE}: {_reason(error)}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCheckpointError(f"{INDEX_FILE} cannot be read: {error}") from None
 
     def verify(self) -> None:
-        """Raise DamagedCheckpointError unless every file is there as it was written."""
+        """Raise DamagedCheckpointError unless every file is there as it was written, and OSError
+        when one cannot be read now."""
         for name, expected in self.files.items():
             path = self.folder / name
             try:
@@ -83,9 +88,8 @@ class Checkpoint:
                     raise DamagedCheckpointError(message)
                 if _sha256(path) != expected["sha256"]:
                     raise DamagedCheckpointError(f"{name} does not match its checksum")
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise DamagedCheckpointError(f"{name}: {reason.lower()}") from None
+            except _MISSING as error:
+                raise DamagedCheckpointError(f"{name}: {_reason(error)}") from None
 
     def state(self) -> dict[str, Any]:
         """What the loop carried (`LoopState.state_dict`)."""
@@ -207,6 +211,10 @@ def _best(folders: list[Path]) -> set[Path]:
         if checkpoint.accuracy is not None:
             found.append((-checkpoint.accuracy, checkpoint.step, folder))
     return {min(found)[2]} if found else set()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def _step_of(folder: Path) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from retrain.files import (
     JOURNALS,
     METRICS_FILE,
-    count_lines,
     evaluation_files,
     keep_lines,
     read_jsonl,
@@ -37,16 +38,33 @@ class ResumePoint:
         """Steps that need not be trained again."""
         return self.checkpoint.step if self.checkpoint else 0
 
+    @property
+    def refusal(self) -> str:
+        """Why the run must not go on by itself: there were checkpoints, and none can be trusted.
+        Empty otherwise."""
+        if self.checkpoint is not None or not self.skipped:
+            return ""
+        folder, reason = self.skipped[0]
+        return (
+            f"none of its {len(self.skipped)} checkpoints can be trusted (of the newest, "
+            f"{folder.name}: {reason}); bring the files back, or remove {folder.parent} to train "
+            "the run from the beginning"
+        )
+
+
+class _Row(msgspec.Struct):
+    step: int
+
 
 def find_resume_point(run_dir: Path) -> ResumePoint:
     """Look for the newest checkpoint whose files match their checksums and whose rows are all
-    still in the run's journals."""
+    still in `metrics.jsonl`. Raises OSError when a file cannot be read now."""
     skipped: list[tuple[Path, str]] = []
     for folder in reversed(checkpoint_folders(run_dir)):
         try:
             checkpoint = Checkpoint.read(folder)
             checkpoint.verify()
-            _verify_journals(run_dir, checkpoint)
+            _verify_metrics(run_dir / METRICS_FILE, checkpoint)
         except DamagedCheckpointError as error:
             skipped.append((folder, str(error)))
             continue
@@ -76,10 +94,23 @@ def go_back(point: ResumePoint) -> None:
             path.unlink()
 
 
-def _verify_journals(run_dir: Path, checkpoint: Checkpoint) -> None:
-    for name, rows in checkpoint.rows.items():
-        if count_lines(run_dir / name, rows) < rows:
-            raise DamagedCheckpointError(f"{name} has fewer than the {rows} rows it should have")
+def _verify_metrics(path: Path, checkpoint: Checkpoint) -> None:
+    """The other journals are not looked at: nothing is computed from them."""
+    rows = checkpoint.rows.get(METRICS_FILE, 0)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        lines = []
+    if len(lines) < rows:
+        raise DamagedCheckpointError(f"{path.name} has fewer than the {rows} rows it should have")
+    for step, line in enumerate(lines[:rows]):
+        try:
+            found = msgspec.json.decode(line, type=_Row).step
+        except (ValueError, RecursionError):
+            found = None
+        if found != step:
+            message = f"line {step + 1} of {path.name} is not the row of step {step}"
+            raise DamagedCheckpointError(message)
 
 
 def trained_seconds(run_dir: Path) -> float:

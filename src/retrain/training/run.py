@@ -20,7 +20,7 @@ from retrain.causes import cause_of
 from retrain.config.changes import Change, differences, refuse_changes
 from retrain.config.dump import run_config_toml
 from retrain.config.schema import BackendConfig, ModelConfig, RunConfig
-from retrain.errors import ConfigError, ConfigIssue, DivergedError
+from retrain.errors import ConfigError, ConfigIssue, DivergedError, InputError
 from retrain.files import (
     FINAL_FOLDER,
     METRICS_FILE,
@@ -155,6 +155,8 @@ def _train(
 ) -> RunResult:
     run_dir, name, started = record.run_dir, str(record.data["name"]), time.monotonic()
     point = find_resume_point(run_dir)
+    if point.refusal:
+        raise InputError(f"{name}: {point.refusal}")
     changes = _changes(config, point, allow_changes, record)
     _describe(record, point)
     record.update(
