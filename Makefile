@@ -10,9 +10,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # One thread a process: several processes with several threads each fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
-# For `make chaos`: how many processes are killed, and by which random order.
+# For `make chaos`: how many processes are killed, by which random order, and what is switched on.
 KILLS  ?= 60
 SEED   ?= 1
+ALSO   ?= tracking squeeze stopping
 PROPERTIES = $(shell grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 .DEFAULT_GOAL := help
@@ -36,8 +37,8 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix src tests benchmarks
 	@$(BIN)/ruff format src tests benchmarks
 
-chaos: $(VENV)/.installed  ## kill and resume campaigns 60 times; every file must come out the same
-	@$(BIN)/python tests/integration/chaos.py --kills $(KILLS) --seed $(SEED)
+chaos: $(VENV)/.installed-dev  ## kill and resume campaigns 60 times; every file must come out the same
+	@$(BIN)/python tests/integration/chaos.py --kills $(KILLS) --seed $(SEED) --also $(ALSO)
 
 fuzz: $(VENV)/.installed-dev  ## the properties on examples that no run has drawn before
 	@HYPOTHESIS_PROFILE=fuzz $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PROPERTIES)

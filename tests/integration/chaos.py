@@ -1,6 +1,6 @@
 """Kills workers and campaigns at random moments, resumes, and compares with an undisturbed one.
 
-    python tests/integration/chaos.py --kills 60 --seed 1
+    python tests/integration/chaos.py --kills 60 --seed 1 --also tracking
 
 Trains a campaign on the embedded model without disturbance, then the same campaign again and again
 while a seeded hand sends SIGKILL to a worker, to the campaign, or to all of them, and now and then
@@ -22,8 +22,10 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +74,44 @@ advantage_mode = "maxrl"
 transform_mode = "gtpo_sepa"
 """
 
+ALSO = {
+    "tracking": """
+[logging]
+wandb_project = "chaos"
+wandb_mode = "offline"
+wandb_artifacts = "final"
+""",
+    "squeeze": """
+[squeeze]
+min_variance_retention = 0.9
+""",
+    # The last condition is hopeless, and its first two seeds decide that.
+    "stopping": """
+[campaign.stopping]
+after_steps = [10]
+min_seeds = 2
+margin = 0.9
+
+[report]
+metric = "reward"
+""",
+}
+"""What may be switched on besides, by name."""
+
 TIMES = ("_time_s", "tokens_per_second", "peak_memory_mb")
 OWN_TIME = {
-    *("started_at", "updated_at", "finished_at", "timestamp", "wall_s"),
-    *("pid", "born", "attempts", "resumed_from", "workers"),
+    *("started_at", "updated_at", "finished_at", "timestamp", "wall_s", "at"),
+    *("pid", "born", "attempts", "resumed_from", "workers", "id"),
 }
 """Fields of JSON files that say when, where and by how many, and not what."""
-OTHER = {"run.log", "workers.log", "report.md", "report.html"}
-"""Files that tell what happened on the way, or when."""
+OF_DROPPED = {"saved", "steps_saved"}
+"""How far a run had come when its condition was stopped depends on the moment."""
+MAY_DIFFER = (
+    *("*run.log", "workers.log", "report.md", "report.html", "report/*"),
+    *("*/wandb/offline-run-*", "*/wandb/debug*.log", "*/wandb/data/*", "*/wandb/tracker.log"),
+    *("squeeze/*.png", "squeeze/*.svg"),
+)
+"""Files that tell what happened on the way, when, or where; docs/resume.md has the list."""
 
 CHOICES = (
     *("worker",) * 4,
@@ -127,14 +159,22 @@ class Chaos:
     """One folder in which campaigns are disturbed; see the module."""
 
     def __init__(
-        self, folder: Path, seed: int, say: Callable[[str], None], steps: int = STEPS
+        self,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None],
+        steps: int = STEPS,
+        also: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.report = Report()
         self._random = random.Random(seed)
         self._say = say
         self._mark = uuid.uuid4().hex
-        (folder / "campaign.toml").write_text(TOML.format(save_every=SAVE_EVERY, steps=steps))
+        self._scratch = folder / "tmp"
+        self._scratch.mkdir(exist_ok=True)
+        toml = TOML.format(save_every=SAVE_EVERY, steps=steps)
+        (folder / "campaign.toml").write_text(toml + "".join(ALSO[name] for name in also))
 
     def run(self, kills: int) -> Report:
         """Until so many processes have been killed, and every campaign is done."""
@@ -234,7 +274,12 @@ class Chaos:
             return subprocess.Popen(
                 [sys.executable, "-m", "retrain", *arguments],
                 cwd=self.folder,
-                env={**os.environ, MARK: self._mark, "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    MARK: self._mark,
+                    "OMP_NUM_THREADS": "1",
+                    "TMPDIR": str(self._scratch),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -267,6 +312,7 @@ class Chaos:
     def _compare(self, reference: Path, campaign: Path) -> None:
         found = differences(reference, campaign)
         self.report.compared += len(_files(campaign))
+        found += [f"{path} is left" for path in self._scratch.rglob("*") if path.is_file()]
         self.report.differences += [f"{campaign.name}: {text}" for text in found]
 
 
@@ -276,31 +322,32 @@ def differences(reference: Path, campaign: Path) -> list[str]:
     found = [f"{path} is only in {reference.name}" for path in sorted(one - other)]
     found += [f"{path} is only in {campaign.name}" for path in sorted(other - one)]
     for path in sorted(one & other):
-        if _content(reference / path) != _content(campaign / path):
+        if _content(reference, path) != _content(campaign, path):
             found.append(f"{path} differs")
     return found
 
 
 def _files(campaign: Path) -> set[str]:
-    return {
-        str(path.relative_to(campaign))
-        for path in campaign.rglob("*")
-        if path.is_file() and path.name not in OTHER and path.parent.name != "report"
-    }
+    runs = json.loads((campaign / "manifest.json").read_text())["runs"]
+    skipped = [*MAY_DIFFER, *(f"runs/{r['name']}/*" for r in runs if r["status"] == "dropped")]
+    paths = {str(path.relative_to(campaign)) for path in campaign.rglob("*") if path.is_file()}
+    return {path for path in paths if not any(fnmatchcase(path, pattern) for pattern in skipped)}
 
 
-def _content(path: Path) -> Any:
+def _content(campaign: Path, name: str) -> Any:
+    path = campaign / name
     if path.name == "metrics.jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         return [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in rows]
-    if path.name in {"run.json", "manifest.json"}:
-        return _without_times(json.loads(path.read_text()))
-    return path.read_bytes()
+    data = path.read_bytes().replace(os.fsencode(campaign.absolute()), b"CAMPAIGN")
+    own = name.startswith(("manifest", "runs", "squeeze/wandb")) and "checkpoints" not in name
+    return _without_times(json.loads(data)) if own and path.suffix == ".json" else data
 
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_times(item) for key, item in value.items() if key not in OWN_TIME}
+        own = OWN_TIME | OF_DROPPED
+        return {key: _without_times(item) for key, item in value.items() if key not in own}
     if isinstance(value, list):
         return [_without_times(item) for item in value]
     return value
@@ -342,14 +389,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--also", nargs="*", default=[], choices=ALSO)
     parser.add_argument("--folder", type=Path, help="kept; by default a temporary one")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="retrain-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    report = Chaos(folder, arguments.seed, lambda text: print(text, flush=True)).run(
-        arguments.kills
-    )
+    say = partial(print, flush=True)
+    report = Chaos(folder, arguments.seed, say, also=arguments.also).run(arguments.kills)
     print(f"{report}\n{time.monotonic() - started:.0f} s, in {folder}")
     for text in report.differences:
         print(text)

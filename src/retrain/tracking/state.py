@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -14,8 +16,9 @@ from typing import Any
 from retrain.files import atomic_write_json, read_json
 
 STATE_FILE = "retrain.json"
-LOCK_FILE = "retrain.lock"
 TRACKER_LOG = "tracker.log"
+"""What the tracker prints; also what is locked while a process sends to it."""
+SCRATCH_FOLDER = "tmp"
 
 
 @dataclass(slots=True)
@@ -87,17 +90,31 @@ class State:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The only process that sends this run to this tracker; waits for another one to end."""
+    """The only process that sends this run to this tracker; waits for another one to end.
+
+    What the tracker's library puts aside lies in a folder here: it would stay behind when the
+    process is killed, and so the next one removes it.
+    """
+    scratch = folder.absolute() / SCRATCH_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as lock:
+    with (folder / TRACKER_LOG).open("ab") as lock:
         # The process of an attempt that was killed may still be finishing.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        # Not TMPDIR, which the library's own programs would take for their sockets: those have
+        # short names only.
+        tempfile.tempdir = str(scratch)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = None
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def is_busy(folder: Path) -> bool:
     """Whether a process is sending this run to this tracker now."""
-    with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as lock:
+    with contextlib.suppress(FileNotFoundError), (folder / TRACKER_LOG).open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
