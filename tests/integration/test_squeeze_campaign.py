@@ -162,6 +162,21 @@ def test_nothing_is_started_before_a_run_is_done(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_the_plan_says_which_run_is_the_first(tmp_path: Path) -> None:
+    loaded = config_from_mapping(tables(tmp_path))
+    manifest = create_campaign(loaded, plan_runs(loaded))
+    squeeze = AutoSqueeze(manifest, lambda text: None)
+    # It came to its end before the plan's first run.
+    manifest.set_run("only_s2", "done")
+    squeeze.look()
+    assert not squeeze.running
+    manifest.set_run("only_s1", "diverged")
+    squeeze.look()
+    assert squeeze.running
+    assert manifest.data["squeeze"]["run"] == "only_s2"
+    squeeze.close()
+
+
 def test_a_squeeze_by_itself(campaign: CampaignResult, tmp_path: Path) -> None:
     adapter = campaign.campaign_dir / "runs" / "only_s2" / "final"
     (tmp_path / "squeeze.toml").write_text(

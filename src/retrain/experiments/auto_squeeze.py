@@ -1,4 +1,4 @@
-"""The squeeze of a campaign: of the first run that succeeds, beside the training of the others.
+"""The squeeze of a campaign: of the plan's first run that succeeds, beside the training of others.
 
 It is a process of its own that writes into `squeeze/`; the campaign only looks whether it has
 ended and copies the recommendation into `manifest.json`. So it can neither hold up nor fail the
@@ -28,6 +28,8 @@ from retrain.experiments.workers import thread_environment
 from retrain.files import read_json
 
 LOG_FILE = "squeeze.log"
+_WITHOUT_ADAPTER = frozenset({"diverged", "failed", "dropped"})
+"""How a run may end without an adapter to squeeze."""
 
 Say = Callable[[str], None]
 
@@ -80,11 +82,9 @@ class AutoSqueeze:
             self._say("the squeeze was stopped; the next retrain resume makes it")
 
     def _start(self) -> None:
-        done = [run for run in self._manifest.data["runs"] if run["status"] == "done"]
-        if not done:
+        run = self._manifest.data["squeeze"]["run"] or self._first()
+        if not run:
             return
-        # What finished first, not what stands first: at a resume there may be several.
-        run = self._manifest.data["squeeze"]["run"] or done[0]["name"]
         self._wanted = False
         # Half of an earlier one would be taken for this one's.
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -103,6 +103,13 @@ class AutoSqueeze:
                 env=_environment(),
             )
         self._note(status="running", run=run, message="")
+
+    def _first(self) -> str:
+        """The plan's first run that succeeded, once those before it are over: which run ends first
+        depends on the machine. Empty while that is not known."""
+        runs = (r for r in self._manifest.data["runs"] if r["name"] not in self._manifest.left_out)
+        run = next((run for run in runs if run["status"] not in _WITHOUT_ADAPTER), None)
+        return str(run["name"]) if run and run["status"] == "done" else ""
 
     def _take(self) -> None:
         process = self._process
