@@ -38,6 +38,12 @@ EVALUATION_FOLDER = "evaluation"
 FINAL_FOLDER = "final"
 
 
+def expanded(path: Path | str) -> Path:
+    """`path` with `~` and `~user` as folders; a user who does not exist is left as written, where
+    `Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def utc_now() -> str:
     """The present moment as `2026-01-31T12:00:00+00:00`."""
     return datetime.now(UTC).isoformat(timespec="seconds")

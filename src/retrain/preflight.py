@@ -19,6 +19,8 @@ from retrain.config.messages import show
 from retrain.config.schema import RunConfig
 from retrain.data_preflight import check_task_and_model, no_such
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
+from retrain.experiments.memory import has_gpu
+from retrain.files import expanded
 from retrain.tasks.task import Task
 from retrain.tracking.trackers import trackers_of
 
@@ -86,6 +88,7 @@ class _Findings:
         self._search_paths()
         self._resumed()
         self._tracking()
+        self._devices()
         self.check_conditions(_CHECKS)
 
     def check_conditions(self, checks: Sequence[_Check]) -> None:
@@ -149,8 +152,10 @@ class _Findings:
 
     def _log_dir(self) -> None:
         log_dir = Path(self.loaded.run_config(self.loaded.conditions[0], 0).logging.log_dir)
-        existing = next(path for path in (log_dir, *log_dir.parents) if path.exists())
-        if not existing.is_dir():
+        existing = next(p for p in (log_dir, *log_dir.parents) if p.exists() or p.is_symlink())
+        if existing.is_symlink() and not existing.exists():
+            self.error(None, "logging.log_dir", f"{existing} is a link that leads nowhere")
+        elif not existing.is_dir():
             self.error(None, "logging.log_dir", f"{existing} is a file, not a folder")
         elif not os.access(existing, os.W_OK | os.X_OK):
             message = f"{existing} cannot be written to; choose another folder"
@@ -159,7 +164,7 @@ class _Findings:
     def _search_paths(self) -> None:
         base_dir = self.loaded.base_dir
         for path in self.loaded.config.plugins.search_paths:
-            folder = base_dir / Path(path).expanduser()
+            folder = base_dir / expanded(path)
             if not folder.is_dir():
                 names = [entry.name for entry in base_dir.iterdir() if entry.is_dir()]
                 self.error(None, "plugins.search_paths", no_such("folder", folder, path, names))
@@ -173,6 +178,15 @@ class _Findings:
                     f"not installed; run: {tracker.remedy}"
                 )
                 self.error(None, "logging.wandb_project", message)
+
+    def _devices(self) -> None:
+        """A warning: where a config is looked at need not be where it is trained."""
+        wanted = {"backend.device": self.loaded.config.backend.device}
+        if campaign := self.loaded.config.campaign:
+            wanted["campaign.devices"] = " ".join(campaign.device_list)
+        for key, device in wanted.items():
+            if "cuda" in device and not has_gpu():
+                self.warn(None, key, f"{show(device)}, and this machine has no GPU for CUDA")
 
     def _resumed(self) -> None:
         from retrain.analysis.records import MANIFEST_FILE

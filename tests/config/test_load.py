@@ -210,7 +210,7 @@ def test_set_without_its_parts(text: str) -> None:
         ),
         (
             parse_set("training.batch_size=many"),
-            '--set: training.batch_size: "many" is text; a whole number of 1 or more is wanted',
+            '--set: training.batch_size: "many" is text; a whole number from 1 to 10000 is wanted',
         ),
         (parse_set("trainig.lr=1"), "--set: trainig: unknown table; did you mean [training]?"),
     ],

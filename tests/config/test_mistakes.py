@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from retrain.errors import ConfigError
+from retrain.config.load import config_from_mapping, parse_set, read_mapping
+from retrain.errors import ConfigError, InputError
+from retrain.experiments.plan import plan_runs
 from retrain.preflight import load_checked
 
 SHORT = "[training]\nmax_tokens = 64\n"
@@ -68,6 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / "circle").symlink_to("circle")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -162,6 +165,47 @@ def test_a_file_that_cannot_be_read(
     with pytest.raises(ConfigError) as caught:
         load_checked(name)
     assert [str(issue) for issue in caught.value.issues] == [f"{name}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (f"x = {'[' * 3000}{']' * 3000}", "tables or lists are nested too deep"),
+        (f"x = {'{a=' * 2000}1{'}' * 2000}", "tables or lists are nested too deep"),
+        (f"{'a.' * 3000}a = 1", "tables or lists are nested too deep"),
+        (f"[training]\nlr = {'9' * 6000}", "a whole number has too many digits"),
+        (f"[training]\nlr = {'9' * 30}", "training.lr: the whole number has too many digits"),
+        ('[logging]\nlog_dir = "a\\u0000b"', "'logging.log_dir': no text may hold the character"),
+        ('["a\\u0000b"]', r"'a\x00b': no text may hold the character NUL"),
+    ],
+)
+def test_what_no_config_needs(folder: Path, toml: str, message: str) -> None:
+    (found,) = messages(folder, toml)
+    assert message in found
+    (folder / "good.toml").write_text("")
+    key, _, value = toml.rpartition("\n")[2].partition(" = ")
+    with pytest.raises(InputError):
+        load_checked("good.toml", [parse_set(f"training.{key}={value}")])
+
+
+def test_a_device_that_is_not_here_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (folder / "x.toml").write_text(f'{SHORT}[backend]\ndevice = "cuda:1"')
+    assert (
+        'backend.device: "cuda:1", and this machine has no GPU for CUDA'
+        in load_checked("x.toml")[1]
+    )
+
+
+def test_thousands_of_seeds_are_planned_at_once(folder: Path) -> None:
+    loaded = config_from_mapping({"campaign": {"seeds": list(range(3000))}})
+    runs = plan_runs(loaded)
+    assert len(runs) == 15_000
+    assert [run.config.training.seed for run in runs[:6]] == [0, 0, 0, 0, 0, 1]
+    (issue,) = read_mapping({"campaign": {"seeds": list(range(10_001))}}).issues
+    assert issue.message == "10001 seeds are more than a campaign can have (10000)"
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_fine(folder: Path) -> None:

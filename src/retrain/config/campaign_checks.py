@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 
 from retrain.config.conditions import Condition
@@ -11,6 +12,9 @@ from retrain.config.messages import did_you_mean, show
 from retrain.config.schema import CampaignConfig, RetrainConfig
 from retrain.config.stopping_checks import check_order, check_stopping
 
+MOST_SEEDS = 10_000
+SHORTEST_TIMEOUT_S = 1.0
+
 
 def check_campaign(
     config: RetrainConfig, conditions: Sequence[Condition], written: Set[str]
@@ -18,7 +22,16 @@ def check_campaign(
     campaign = config.campaign
     if campaign is None:
         return
-    twice = sorted({seed for seed in campaign.seeds if campaign.seeds.count(seed) > 1})
+    twice = sorted(seed for seed, times in Counter(campaign.seeds).items() if times > 1)
+    if len(campaign.seeds) > MOST_SEEDS:
+        message = f"{len(campaign.seeds)} seeds are more than a campaign can have ({MOST_SEEDS})"
+        yield Finding("campaign.seeds", message)
+    if 0 < campaign.worker_timeout < SHORTEST_TIMEOUT_S:
+        message = (
+            f"{campaign.worker_timeout:g} s is less than any model takes to load, so every worker "
+            f"would be killed as hung; take {SHORTEST_TIMEOUT_S:g} or more, or 0 to wait for ever"
+        )
+        yield Finding("campaign.worker_timeout", message)
     if twice:
         message = f"{', '.join(map(str, twice))} is there more than once; every seed is one run"
         yield Finding("campaign.seeds", message)

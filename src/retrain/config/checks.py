@@ -40,6 +40,7 @@ TRANSFORM_TABLES = {
 
 GREEDY_BELOW = 0.01
 COLD_BELOW = 0.2
+NARROW_BELOW = 0.01
 LARGE_LR = 0.05
 
 
@@ -183,7 +184,10 @@ def _sampling(run: RunConfig) -> Iterator[Finding]:
             yield Finding(key, f"{temperature:g} is as good as greedy; {remedy}")
         elif temperature < COLD_BELOW and table == "training":
             yield Finding(key, f"{temperature:g} is nearly greedy; {remedy}", is_error=False)
-    if run.training.top_p < 1.0:
+    if run.training.top_p < NARROW_BELOW:
+        remedy = "training needs completions that differ; take 0.8 to 1.0"
+        yield Finding("training.top_p", f"{run.training.top_p:g} is as good as greedy; {remedy}")
+    elif run.training.top_p < 1.0:
         wrong = "the ratio of policy and sampler would be wrong, since the sampler's truncated "
         wrong += "probabilities are not the policy's"
         if run.loss.type != "importance_sampling":

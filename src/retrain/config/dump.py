@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from retrain.config.files import parse
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 
@@ -21,10 +22,10 @@ def run_config_toml(config: RunConfig) -> str:
 def read_run_config(path: Path) -> RunConfig:
     """What `run_config_toml` wrote. Raises InputError when it is missing or was damaged."""
     try:
-        return RunConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return RunConfig.model_validate(parse(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: without it the run cannot go on") from None
-    except (ValidationError, tomllib.TOMLDecodeError) as error:
+    except (ValidationError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 

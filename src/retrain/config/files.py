@@ -11,12 +11,40 @@ from retrain.config.messages import near
 from retrain.errors import ConfigError, ConfigIssue
 
 DEFAULT_FILE = "retrain.toml"
+_DEEPEST = 32
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises TOMLDecodeError, also for what TOML allows and no config
+    needs: deep nesting, numbers beyond 64 bits, the character NUL."""
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("tables or lists are nested too deep") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:
+        raise tomllib.TOMLDecodeError("a whole number has too many digits") from error
+    left: list[tuple[str, Any, int]] = [("", tables, 0)]
+    while left:
+        place, value, depth = left.pop()
+        if depth > _DEEPEST:
+            raise tomllib.TOMLDecodeError(f"{place[:60]}…: tables or lists are nested too deep")
+        if isinstance(value, dict):
+            left += [(f"{place}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
+        elif isinstance(value, list):
+            left += [(place, item, depth + 1) for item in value]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise tomllib.TOMLDecodeError(f"{place}: the whole number has too many digits")
+        if "\0" in (value if isinstance(value, str) else place):
+            raise tomllib.TOMLDecodeError(f"{place!r}: no text may hold the character NUL")
+    return tables
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's tables. Raises ConfigError when there are none to be had."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return parse(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         message = _missing(path)
     except IsADirectoryError:
@@ -63,10 +91,12 @@ _HINTS = (
 def explain_syntax(error: str, text: str) -> str:
     """The line that tomllib means, and the usual cause, else tomllib's own words."""
     where = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)", error)
-    reason = (error[: where.start()] if where else error).rstrip(".")
+    if where is None:
+        return error
+    reason = error[: where.start()].rstrip(".")
     reason = reason[:1].lower() + reason[1:]
     lines = text.splitlines()
-    number = int(where[1]) if where and where[1] else len(lines)
+    number = int(where[1]) if where[1] else len(lines)
     line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
     if reason.startswith(("cannot overwrite", "cannot declare")):
         hint = "it stands twice; keep one"

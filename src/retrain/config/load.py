@@ -6,6 +6,7 @@ is checked by `retrain.preflight`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from retrain.config.schema import RetrainConfig, RunConfig
 from retrain.config.table import Table
 from retrain.config.validation import validate
 from retrain.errors import ConfigError, ConfigIssue
+from retrain.files import expanded
 
 __all__ = [
     "Condition",
@@ -81,7 +83,7 @@ class LoadedConfig:
     def resume_from(self) -> Path | None:
         """`[resume].from`, from the current folder like `[logging].log_dir`."""
         folder: str = getattr(self.config.resume, "from")
-        return Path(folder).expanduser() if folder else None
+        return expanded(folder) if folder else None
 
     def condition(self, label: str) -> Condition:
         """The condition with this label."""
@@ -96,8 +98,7 @@ class LoadedConfig:
         """Everything one run needs; paths are absolute, so it means the same in any folder."""
         beside = not self.is_resolved
         run = absolute(checks.without_idle(condition.config), self.base_dir, beside=beside)
-        training = run.training.model_copy(update={"seed": seed})
-        return run.model_copy(update={"training": training})
+        return with_seed(run, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def read_config(
     seeds: Sequence[int] | None = None,
 ) -> Reading:
     """Like `load_config`, but gives the errors instead of raising them."""
-    path = Path(DEFAULT_FILE if path is None else path).expanduser()
+    path = expanded(DEFAULT_FILE if path is None else path)
     values = read_toml(path)
     return _resolve(values, path, path.parent.resolve(), path.name, overrides, seeds)
 
@@ -274,6 +275,12 @@ def tables_of(config: RetrainConfig) -> Iterator[tuple[str, Table]]:
                 yield place, inner
 
 
+def with_seed(run: RunConfig, seed: int) -> RunConfig:
+    """The same run under another seed."""
+    training = run.training.model_copy(update={"seed": seed})
+    return run.model_copy(update={"training": training})
+
+
 def _all_keys(config: RetrainConfig) -> list[str]:
     return [
         f"{name}.{key}" for name, table in tables_of(config) for key in type(table).model_fields
@@ -339,4 +346,5 @@ def is_folder_name(model: str, base_dir: Path) -> bool:
 
 
 def _from(folder: Path, path: str) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
+    # Path.resolve raises for links in a circle.
+    return os.path.realpath(folder / expanded(path))

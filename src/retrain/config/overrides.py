@@ -14,9 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from retrain.config.files import parse
 from retrain.config.messages import NESTED, TABLES, bare
 from retrain.config.table import Table
 from retrain.errors import ConfigIssue, InputError
+
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def parse_set(text: str) -> Override:
     table, dot, key = path.strip().partition(".")
     if not (equals and dot and table and key):
         raise InputError(f"--set {text}: write it as table.key=value, e.g. training.lr=1e-4")
+    if key.count(".") > _DEEPEST:
+        raise InputError(f"--set {text[:60]}…: the key is nested too deep")
     return Override(table, key, typed(table, key, value.strip()))
 
 
@@ -81,7 +86,7 @@ def typed(table: str, key: str, text: str) -> Any:
 
 def _as_toml(text: str) -> list[Any]:
     try:
-        return [tomllib.loads(f"value = {text}")["value"]]
+        return [parse(f"value = {text}")["value"]]
     except tomllib.TOMLDecodeError:
         return []
 

@@ -18,7 +18,7 @@ from retrain.config.evidence import ReportConfig
 from retrain.config.inference import InferenceConfig
 from retrain.config.reward import RewardConfig
 from retrain.config.stopping import StoppingConfig
-from retrain.config.table import Count, Names, PositiveInt, Seed, Table
+from retrain.config.table import Count, FewThousand, Names, PositiveInt, Seed, Table
 
 STANDARD_SEEDS = (42, 101, 202, 303, 404, 505, 606, 707)
 
@@ -106,9 +106,9 @@ class TrainingConfig(Table):
     """Names every random stream of the run."""
     max_steps: PositiveInt = 500
     """Training steps; each samples one batch."""
-    batch_size: PositiveInt = 8
+    batch_size: FewThousand = 8
     """Problems a step."""
-    group_size: PositiveInt = 16
+    group_size: FewThousand = 16
     """Completions a problem."""
     max_tokens: PositiveInt = 10240
     """Longest completion, in tokens. For the embedded model at most 239 fit; 64 are enough."""
@@ -131,7 +131,7 @@ class TrainingConfig(Table):
     """AdamW's two decay rates."""
     grad_clip: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
-    updates_per_batch: PositiveInt = 1
+    updates_per_batch: FewThousand = 1
     """Passes over one batch of rollouts (PPO's epochs)."""
     minibatches: PositiveInt = 1
     """Optimizer steps a pass, each on an equal share of the batch."""
@@ -161,9 +161,9 @@ class EvaluationConfig(Table):
     """Steps between evaluations; 0 evaluates only before and after training."""
     before_training: bool = True
     """Evaluate at step 0 as well."""
-    num_problems: Count = 128
+    num_problems: Annotated[int, Field(ge=0, le=100_000)] = 128
     """Held-out problems; 0 turns evaluation off."""
-    samples_per_problem: PositiveInt = 1
+    samples_per_problem: FewThousand = 1
     """Completions a problem at `temperature`."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Temperature of the sampled accuracy."""
@@ -178,7 +178,7 @@ class BackendConfig(Table):
     """`local`: torch on this machine. `tinker`: the Tinker service, see `docs/tinker.md`."""
     device: str = "auto"
     """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`."""
-    threads: Count = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads a worker; 0 takes one (several workers on a small machine are then fastest)."""
     max_concurrent: PositiveInt = 4
     """For `tinker`: calls to the service at the same time, over all that share `throttle_dir`."""
@@ -275,7 +275,7 @@ class CampaignConfig(Table):
     """Training steps a run; overrides `[training].max_steps` only when it is written."""
     parallel: bool = False
     """Train runs at the same time, in several warm workers."""
-    max_workers: Count = 0
+    max_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Workers when `parallel`; 0 takes as many as there are runs, but no more than the cores, the
     memory or the GPUs allow."""
     stagger_seconds: Annotated[float, Field(ge=0.0)] = 0.0

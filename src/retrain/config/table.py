@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 AdvantageMode = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+FewThousand = Annotated[int, Field(ge=1, le=10_000)]
+"""How many of what a step or a plan goes through one by one."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]

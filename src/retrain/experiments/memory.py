@@ -31,8 +31,13 @@ def runs_on_cpu(backend: BackendConfig) -> bool:
         return True
     if backend.device != "auto":
         return backend.device == "cpu"
+    return not has_gpu()
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU for CUDA, as far as one can tell without torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
-    return hidden or not any(Path("/dev").glob("nvidia[0-9]*"))
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:

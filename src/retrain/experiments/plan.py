@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retrain.config.load import LoadedConfig
+from retrain.config.load import LoadedConfig, with_seed
 from retrain.config.schema import RunConfig
 from retrain.files import RUN_CONFIG_FILE
 
@@ -54,12 +54,13 @@ def plan_runs(loaded: LoadedConfig) -> tuple[PlannedRun, ...]:
     Seed by seed, every condition has at any time been trained under nearly the same seeds, so a
     campaign that ends early still compares like with like.
     """
+    configs = {c.label: loaded.run_config(c, loaded.seeds[0]) for c in loaded.conditions}
     runs = tuple(
         PlannedRun(
             name=f"{condition.label}_s{seed}",
             condition=condition.label,
             seed=seed,
-            config=loaded.run_config(condition, seed),
+            config=with_seed(configs[condition.label], seed),
         )
         for seed in loaded.seeds
         for condition in loaded.conditions

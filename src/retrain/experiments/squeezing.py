@@ -33,6 +33,7 @@ from retrain.files import (
     RUN_CONFIG_FILE,
     atomic_write_json,
     create_timestamped_folder,
+    expanded,
 )
 from retrain.models.adapter_folder import ADAPTER_CONFIG
 from retrain.policies.tinker.paths import STATE_FILE, SavedState, is_service_path
@@ -311,7 +312,7 @@ def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:
 
 
 def _from(folder: Path, path: str) -> Path:
-    return folder / Path(path).expanduser()
+    return folder / expanded(path)
 
 
 def _say(console: Console, text: str) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from retrain.config.messages import did_you_mean
 from retrain.errors import InputError
-from retrain.files import FINAL_FOLDER, RUN_FILE
+from retrain.files import FINAL_FOLDER, RUN_FILE, expanded
 from retrain.squeeze.archive import unpacked
 from retrain.squeeze.settings import ADAPTER_CONFIG, LoraSettings, read_settings
 from retrain.squeeze.tensors import PICKLES, TensorReader, check_dtypes, open_tensors, pickle_error
@@ -138,7 +138,7 @@ def _locate(path: str | Path, stack: ExitStack) -> tuple[Path, str, Path | None]
     """(folder, what messages call it, the one file to read or None)."""
     if "://" in str(path):
         raise InputError(f"{path}: download the adapter first and give its folder or archive")
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         return place, str(place), None
     if not place.exists():

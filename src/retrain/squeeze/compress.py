@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from retrain.errors import InputError
-from retrain.files import atomic_write_json
+from retrain.files import atomic_write_json, expanded
 from retrain.squeeze.adapter import Adapter, open_adapter
 from retrain.squeeze.allocation import layers_ranks
 from retrain.squeeze.analysis import (
@@ -100,11 +100,11 @@ def compress_adapter(
     check_threshold(min_variance_retention)
     if allocation not in ("uniform", "per_module"):
         raise InputError(f"allocation: {allocation!r} is not known; uniform or per_module")
-    output = Path(output_path).expanduser()
+    output = expanded(output_path)
     with open_adapter(path, adapter_name) as adapter:
         if rank:
             check_rank(adapter, rank, "rank")
-        _check_output(output, Path(path).expanduser(), adapter)
+        _check_output(output, expanded(path), adapter)
         if allocation == "per_module":
             _check_free_ranks(adapter)
         total = len(adapter.modules)
