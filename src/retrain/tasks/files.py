@@ -10,7 +10,7 @@ from typing import Any
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect
+from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
 
 def read_file_task(data: DataConfig) -> ProblemListTask:
@@ -91,7 +91,7 @@ def _parquet_rows(path: Path, key: str) -> Iterator[tuple[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
+                for row in plain_rows(batch):
                     number += 1
                     yield f"row {number}", row
     except (OSError, pyarrow.ArrowException) as error:

@@ -23,7 +23,7 @@ from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import InputError
 from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect
+from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -99,7 +99,7 @@ def rows(wanted: HubData, split: str, key: str) -> Iterator[tuple[str, dict[str,
             raise InputError(f"{key}: {show(split)}: {error}") from error
     number = 0
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        for row in batch.to_pylist():
+        for row in plain_rows(batch):
             number += 1
             yield f"row {number}", row
 

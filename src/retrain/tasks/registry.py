@@ -119,6 +119,12 @@ def _download(data: DataConfig) -> None:
 
 def _checked(made: Any, data: DataConfig) -> Any:
     if isinstance(made, Sequence) and made and all(isinstance(p, Problem) for p in made):
+        for problem in made:
+            if not isinstance(problem.answer, str):
+                raise InputError(
+                    f"data.source: {data.source}: problem {problem.id} has the answer "
+                    f"{problem.answer!r}; text is wanted"
+                )
         train, held_out = split_by_id(made)
         if len({problem.id for problem in made}) != len(made):
             raise InputError(f"data.source: {data.source} returned two problems with one id")
