@@ -1,10 +1,12 @@
 """A process that compares mathematical answers; started as a script, by `math_pool`.
 
-    python -P math_process.py CPU_SECONDS MEMORY_BYTES
+    python -P math_process.py MEMORY_BYTES
 
-Reads one JSON object a line, {"reference": …, "answer": …}, and writes one for each,
-{"outcome": "correct" | "wrong" | "unverifiable", "reason": …}. The first line that it writes says
-that it is ready, or why it cannot be. It ends with its input.
+Reads one JSON object a line, {"reference": …, "answer": …, "seconds": CPU time that it may take},
+and writes one for each, {"outcome": "correct" | "wrong" | "unverifiable", "reason": …, "cpu": CPU
+seconds, or null when the check was ended}. The first line that it writes says that it is ready, or
+why it cannot be. It ends with its input. It loads the libraries once and checks in a fork of
+itself: when a check is ended, the next fork is there in milliseconds.
 
 What it reads was written by a model that is paid for good answers, so nothing is left to good
 will. sympy makes Python source of parts of an expression in places (`lambdify`, `parse_expr`),
@@ -25,6 +27,7 @@ import re
 import resource
 import signal
 import sys
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +37,8 @@ DEEPEST = 60
 """Braces and brackets inside each other."""
 MOST_DIGITS = 5000
 """Digits of a number that is computed."""
+CHECKS_A_FORK = 5000
+"""sympy's caches grow; a fork is replaced before they fill its memory."""
 
 _NUMBER = re.compile(
     r"(?P<whole>-?[0-9]+)/(?P<over>[0-9]+)|-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
@@ -67,7 +72,7 @@ class UnreadableError(Exception):
 
 def main() -> None:
     """Serve until the input ends."""
-    cpu_seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    memory = int(sys.argv[1])
     _leave_with_the_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     # Nothing that a library prints may be taken for an answer.
@@ -84,28 +89,60 @@ def main() -> None:
         for reference, answer, _ in _SAMPLES:
             compare(reference, answer)  # what sympy imports late
         _limit(memory)
-        sys.addaudithook(_refuse)
+    except Exception as error:
+        say(failed=f"{type(error).__name__}: {error}")
+        return
+    is_first = True
+    while True:
+        if (fork := os.fork()) == 0:
+            _leave_with_the_parent()
+            sys.addaudithook(_refuse)
+            if not is_first or _is_ready(compare, say):
+                _serve(compare, say)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+        if code == 0:
+            return
+        is_first = False
+        if code != _FULL:
+            reason = {-signal.SIGPROF: "time", _NO_MEMORY: "memory"}.get(code, "crash")
+            say(outcome="unverifiable", reason=reason, cpu=None)
+
+
+_FULL, _NO_MEMORY = 3, 4
+"""Exit codes of a fork after which another one goes on."""
+
+
+def _is_ready(compare: Any, say: Any) -> bool:
+    """Whether the samples are judged as they must be, now that little is allowed."""
+    try:
         for reference, answer, expected in _SAMPLES:
             if (found := compare(reference, answer)) != (expected, ""):
                 raise RuntimeError(f"{reference} and {answer} are {found}, not {expected}")
     except Exception as error:
         say(failed=f"{type(error).__name__}: {error}")
-        return
+        return False
     say(ready=True)
-    for line in sys.stdin:
+    return True
+
+
+def _serve(compare: Any, say: Any) -> None:
+    for count, line in enumerate(sys.stdin, start=1):
         asked = json.loads(line)
         _refused.clear()
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
         try:
             outcome, reason = compare(asked["reference"], asked["answer"])
         except MemoryError:
-            say(outcome="unverifiable", reason="memory", last=True)
-            return
+            os._exit(_NO_MEMORY)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         if outcome == "wrong" and _refused:
             outcome, reason = "unverifiable", f"refused: {_refused[0]}"
-        say(outcome=outcome, reason=reason)
+        say(outcome=outcome, reason=reason, cpu=time.process_time() - started)
+        if count == CHECKS_A_FORK:
+            os._exit(_FULL)
 
 
 def _leave_with_the_parent() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 from retrain.errors import InputError
 from retrain.rewards.match import last_boxed, reference_of, without_space
-from retrain.rewards.math_pool import MathPool, Verdict
+from retrain.rewards.math_pool import MathPool, OverBudgetError, Verdict
 from retrain.rewards.math_process import LONGEST
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
 from retrain.rewards.threads import Memo
@@ -42,9 +42,15 @@ class MathReward(Reward):
         self._timeout = timeout
         self._processes = processes
         self._pool: MathPool | None = None
+        self._in_a_step = False
         self._memo: Memo[tuple[str, str], Verdict] = Memo(_REMEMBERED)
         self._unread: set[str] = set()
         self._out_of_time = 0
+
+    def begin_step(self) -> None:
+        self._in_a_step = True
+        if self._pool is not None:
+            self._pool.begin_step()
 
     def close(self) -> None:
         if self._pool is not None:
@@ -78,6 +84,8 @@ class MathReward(Reward):
     def _checks(self) -> MathPool:
         if self._pool is None:
             self._pool = MathPool(self._timeout, self._processes)
+            if self._in_a_step:
+                self._pool.begin_step()
         return self._pool
 
     def _result(self, checked: Future[Verdict], problem: Problem, completion: Completion) -> Score:
@@ -87,9 +95,11 @@ class MathReward(Reward):
             raise RewardFailedError(
                 complaint("math was closed before it had judged", problem, completion)
             ) from error
+        except OverBudgetError:
+            verdict = Verdict("unverifiable", "budget")
         if verdict.outcome == "unverifiable":
             self._note(verdict.reason, problem)
-            return _UNVERIFIABLE
+            return Score(0.0, "unverifiable", why=verdict.why)
         return _CORRECT if verdict.outcome == "correct" else _WRONG
 
     def _note(self, reason: str, problem: Problem) -> None:

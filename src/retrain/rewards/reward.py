@@ -42,6 +42,9 @@ class Reward:
         InputError or RewardFailedError when the reward cannot work."""
         self.score(problem, completion)
 
+    def begin_step(self) -> None:
+        """What is judged from here on are the completions of another step or evaluation."""
+
     def open(self) -> None:
         """Get ready for a run. Raises RetrainError when what it needs cannot be had."""
 
@@ -66,6 +69,7 @@ class Scoring:
     def __init__(self, reward: Reward, problems: Sequence[Problem]) -> None:
         self._reward = reward
         self._problems = problems
+        reward.begin_step()
         # By the completion itself: of a group that lost some, the others have moved up.
         self._begun: dict[int, tuple[Completion, Pending]] = {}
 
