@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROBED_PROBLEMS = 64
 """Problems whose prompts are measured where a task has no end."""
+ENOUGH_EMBEDDED = 64
+"""Tokens in which the embedded model solves the embedded task."""
 
 _FILE_KEYS = ("path", "held_out_path")
 
@@ -58,15 +60,24 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         found.error(condition, key, message)
     if model.context is None:
         return
-    longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)
-    room = model.context - max(longest, 1)
+    lengths: list[int] = []
+    if not found.attempt(
+        condition,
+        "model.model",
+        lambda: lengths.extend(model.prompt_tokens_batch(problems[:PROBED_PROBLEMS]) or ()),
+    ):
+        return
+    longest = max(lengths, default=1)
+    room = model.context - longest
     if run.training.max_tokens > room:
+        left = f"at most {room} are left" if room > 0 else "none is left for a completion"
+        enough = run.model.model == EMBEDDED and room >= ENOUGH_EMBEDDED
         found.error(
             condition,
             "training.max_tokens",
             f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
-            f"in all, of which prompts take up to {max(longest, 1)}; at most {room} are left"
-            + (", and 64 are enough" if run.model.model == "embedded" else ""),
+            f"in all, of which prompts take up to {longest}; {left}"
+            + (f", and {ENOUGH_EMBEDDED} are enough" if enough else ""),
         )
 
 

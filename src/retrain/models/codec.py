@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from retrain.errors import InputError
+from retrain.models.folder import check_ids
 from retrain.types import IntArray, Problem
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ class ChatCodec:
         tokenizer: PreTrainedTokenizerBase | TinyTokenizer,
         eos_ids: tuple[int, ...],
         template_args: Mapping[str, Any] | None = None,
+        vocabulary: int | None = None,
     ) -> None:
-        """template_args: further variables of the chat template, e.g. `enable_thinking`."""
+        """template_args: further variables of the chat template, e.g. `enable_thinking`.
+        vocabulary: how many tokens the model has embeddings of; None when that is not known."""
+        eos_ids = tuple(end for end in eos_ids if vocabulary is None or end < vocabulary)
         if not eos_ids:
             raise InputError(
                 "model.model: neither the tokenizer nor generation_config.json names an end "
@@ -48,6 +52,7 @@ class ChatCodec:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self._template_args = dict(template_args or {})
+        self._vocabulary = vocabulary
         self._special = frozenset(tokenizer.all_special_ids)
         self._piece_cache: dict[int, str] = {}
 
@@ -69,7 +74,9 @@ class ChatCodec:
                 f"the model's chat template refuses the prompt of problem {problem.id} (messages "
                 f"of {roles}): {error}; change [data].system_prompt or the data"
             ) from error
-        return np.asarray(encoded["input_ids"], dtype=np.int64)
+        ids = encoded["input_ids"]
+        check_ids(ids, self._vocabulary, lambda token: str(self.tokenizer.decode([token])))
+        return np.asarray(ids, dtype=np.int64)
 
     def decode(self, token_ids: IntArray) -> str:
         """Text without special tokens."""

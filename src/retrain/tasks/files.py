@@ -9,6 +9,7 @@ from typing import Any
 
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
+from retrain.files import lfs_pointer
 from retrain.tasks.problems import ProblemListTask, split_by_id
 from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
@@ -58,6 +59,8 @@ def _unit(data: DataConfig) -> str:
 
 
 def _read(path: Path, data: DataConfig, key: str) -> Collected:
+    if pointer := lfs_pointer(path):
+        raise InputError(f"{key}: {pointer}")
     read = {"jsonl": _jsonl_rows, "parquet": _parquet_rows}[data.source]
     return collect(read(path, key), Fields.of(data), key, str(path))
 

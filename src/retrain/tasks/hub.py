@@ -22,6 +22,7 @@ from typing import Any
 from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import InputError
+from retrain.files import lfs_pointer
 from retrain.tasks.problems import ProblemListTask, split_by_id
 from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
@@ -274,8 +275,11 @@ def _explained(error: Exception, wanted: HubData) -> InputError:
                 else f"is missing; {repo} has several: {', '.join(known)}"
             )
             return InputError(f"data.subset: {wrong}")
-        case OSError() if wanted.is_local:
-            return InputError(f"data.path: {wanted} cannot be read as a data set: {reason}")
+        case _ if wanted.is_local:
+            files = sorted(Path(repo).rglob("*.*"))
+            pointer = next((found for file in files if (found := lfs_pointer(file))), "")
+            unread = f"{wanted} cannot be read as a data set: {reason}"
+            return InputError(f"data.path: {pointer or unread}")
         case _ if _is_of_the_network(error):
             return InputError(_unreachable(wanted, reason))
         case _:
