@@ -7,6 +7,7 @@ import re
 from retrain.rewards.reward import Reward
 from retrain.types import Completion, Problem, Score
 
+NO_ANSWER = "no answer in a \\boxed{}"
 _OPENING = "\\boxed{"
 _BRACES = re.compile(r"[{}]")
 _BOXES_AND_BRACES = re.compile(r"\\boxed\{|[{}]")
@@ -22,7 +23,9 @@ class MatchReward(Reward):
         found = without_space(last_boxed(completion.text) or "")
         wanted = without_space(reference_of(problem))
         right = bool(found) and found == wanted
-        return Score(float(right), "correct" if right else "wrong")
+        if right:
+            return Score(1.0, "correct")
+        return Score(0.0, "wrong", why="" if found else NO_ANSWER)
 
 
 def reference_of(problem: Problem) -> str:

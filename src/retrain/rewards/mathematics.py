@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 
 from retrain.errors import InputError
-from retrain.rewards.match import last_boxed, reference_of, without_space
+from retrain.rewards.match import NO_ANSWER, last_boxed, reference_of, without_space
 from retrain.rewards.math_pool import MathPool, OverBudgetError, Verdict
 from retrain.rewards.math_process import LONGEST
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
@@ -72,7 +72,7 @@ class MathReward(Reward):
     def begin(self, problem: Problem, completion: Completion) -> Pending:
         answer = (last_boxed(completion.text) or "").strip()
         if not answer:
-            return lambda: _WRONG
+            return lambda: Score(0.0, "wrong", why=NO_ANSWER)
         reference = reference_of(problem).strip()
         if (quick := at_once(reference, answer)) is not None:
             return lambda: quick
