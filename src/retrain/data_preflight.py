@@ -12,7 +12,7 @@ from retrain.analysis.words import plural
 from retrain.config.load import EMBEDDED
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
-from retrain.errors import InputError
+from retrain.errors import InputError, RetrainError
 from retrain.types import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 PROBED_PROBLEMS = 64
 """Problems whose prompts are measured where a task has no end."""
+TRIED_REFERENCES = 300
+"""Different references that are tried, evenly spread over the data."""
+SHOWN_REFERENCE = 80
 ENOUGH_EMBEDDED = 64
 """Tokens in which the embedded model solves the embedded task."""
 
@@ -131,6 +134,42 @@ def _try_task(
             found.warn(condition, key, note)
         _measure(found, condition, run, model, task.prompt_tokens or ())
     return [*problems, *held_out]
+
+
+def check_references(found: Findings, condition: Condition, run: RunConfig) -> None:
+    """Warn of references that the reward cannot recognise; each is tried once."""
+    from retrain.models.folder import inspect
+    from retrain.rewards.registry import build_reward
+    from retrain.tasks.download import missing
+    from retrain.tasks.problems import ProblemListTask
+
+    try:
+        reward = build_reward(run.reward, run.plugins.search_paths)
+        if missing(run.data):
+            return
+        task = _task(found, run, inspect(run.model, found.loaded.base_dir))
+    except (RetrainError, ValueError, OSError):
+        # It has been told.
+        return
+    if not isinstance(task, ProblemListTask):
+        return
+    distinct = {problem.answer: problem for problem in (*task.train, *task.all_held_out)}
+    every = -(-len(distinct) // TRIED_REFERENCES)
+    tried = list(distinct.values())[::every]
+    recognised: list[bool | None] = []
+    found.attempt(condition, "reward.type", lambda: recognised.extend(reward.recognises(tried)))
+    known = sum(each is not None for each in recognised)
+    odd = [problem for problem, each in zip(tried, recognised, strict=False) if each is False]
+    if odd:
+        tried_of = plural(known, "different reference")
+        tried_of += f" tried (of {len(distinct):,})" if known < len(distinct) else ""
+        found.warn(
+            condition,
+            "reward.type",
+            f"the reward cannot read {len(odd):,} of {tried_of}: at most an answer with the same "
+            f"text is right there, e.g. {odd[0].answer[:SHOWN_REFERENCE]!r} (problem {odd[0].id}); "
+            "leave such problems out, or write their answers otherwise",
+        )
 
 
 def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:

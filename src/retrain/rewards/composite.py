@@ -38,6 +38,14 @@ class CompositeReward(Reward):
         for part in self._parts:
             part.reward.probe(problem, completion)
 
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        # False when a part says so, else True when one does.
+        of_parts = (part.reward.recognises(problems) for part in self._parts)
+        return [
+            min((each for each in of_one if each is not None), default=None)
+            for of_one in zip(*of_parts, strict=True)
+        ]
+
     def begin_step(self) -> None:
         for part in self._parts:
             part.reward.begin_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from retrain.rewards.reward import Reward
 from retrain.types import Completion, Problem, Score
@@ -26,6 +27,10 @@ class MatchReward(Reward):
         if right:
             return Score(1.0, "correct")
         return Score(0.0, "wrong", why="" if found else NO_ANSWER)
+
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        texts = [reference_of(problem) for problem in problems]
+        return [last_boxed(f"\\boxed{{{text}}}") == text for text in texts]
 
 
 def reference_of(problem: Problem) -> str:

@@ -42,6 +42,11 @@ class Reward:
         InputError or RewardFailedError when the reward cannot work."""
         self.score(problem, completion)
 
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        """Whether the reference of each problem can be right at all, apart from an answer that
+        repeats its text; None where that is not known."""
+        return [None] * len(problems)
+
     def begin_step(self) -> None:
         """What is judged from here on are the completions of another step or evaluation."""
 
