@@ -23,7 +23,8 @@ class MatchReward(Reward):
 
     def score(self, problem: Problem, completion: Completion) -> Score:
         found, wanted = final_answer(completion) or "", reference_of(problem)
-        right = without_space(found) == without_space(wanted) != "" or same_choice(wanted, found)
+        same = without_space(found) == without_space(wanted) != ""
+        right = same or same_choice(wanted, found) is True
         return Score(float(right), "correct" if right else "wrong")
 
 
@@ -71,10 +72,13 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def same_choice(reference: str, answer: str) -> bool:
-    """Whether both are the same letter of multiple choice, and one is nothing else."""
+def same_choice(reference: str, answer: str) -> bool | None:
+    """Whether both are the same letter of multiple choice; None when one is no such letter, or
+    when what each says after the same letter has to be compared."""
     one, other = choice(reference), choice(answer)
-    return one is not None and other is not None and one[0] == other[0] and "" in (one[1], other[1])
+    if one is None or other is None or (one[0] == other[0] and one[1] and other[1]):
+        return None
+    return one[0] == other[0]
 
 
 def without_space(text: str) -> str:

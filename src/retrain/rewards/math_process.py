@@ -315,7 +315,8 @@ def _same_number(one: Any, other: Any, sympy: Any) -> bool:
     try:
         one, other = one.doit(), other.doit()
         if not (one.is_number and other.is_number):
-            return bool(sympy.nsimplify(one - other, rational=True) == 0)
+            exact = [sympy.nsimplify(part, rational=True) for part in (one, other)]
+            return bool(exact[0] == exact[1] or exact[0] - exact[1] == 0)
         if one.is_infinite or other.is_infinite or (one.is_Rational and other.is_Rational):
             return bool(one == other)
         values = [_value(number, sympy) for number in (one, other)]

@@ -61,8 +61,10 @@ _UNITS = frozenset(
     "kJ N Pa kPa V mV A mA K C F mol rad sq cu mph kmh cc gm ms ns nm eV MeV T Wb H".split()
 )
 _NO_UNITS = frozenset(
-    "i e d pi or and if not no times percent squared cubed plus minus remainder mod "
-    "factorial".split()
+    "i e d pi or and if not no times percent squared cubed plus minus remainder mod factorial "
+    # What is the other way round is another answer.
+    "am pm a.m. p.m. AM PM AD BC BCE CE N S E W north south east west left right up down increase "
+    "decrease profit loss gain more less".split()
 )
 
 
@@ -99,6 +101,7 @@ def _without_layout(text: str) -> str:
     text = " ".join(text.translate(_CHARACTERS).split())
     text = re.sub(r"(?<!\\)\\[()\[\]]|\\\$|\$|`|(?<!\\)\"", " ", text)
     text = re.sub(r"\\!", "", text)
+    text = re.sub(r"(?<=\\in)\s*\\(?:mathbf|bm|boldsymbol|mathrm)\{([RZNQC])\}", r" \\mathbb{\1}", text)
     text = re.sub(r"(\d)\{,\}(?=\d{3}(?!\d))", r"\1", text)
     text = re.sub(r"(\d)\{,\}(?=\d)", r"\1.", text)
     text = re.sub(r"(?<=\d)(?:(?<!\\)\\[, ]|~)(?=\d{3}(?:\D|$))", "", text)
@@ -135,7 +138,7 @@ def _ends(text: str) -> str:
     while before != text:
         before = text
         text = re.sub(r"^(?:=(?!=)|:|\\approx(?![a-z])|\\simeq|\\therefore|\\implies)", "", text)
-        text = re.sub(r"(?:\\\\|(?<!\\)\\|[,;.])$", "", text.strip()).strip()
+        text = re.sub(r"(?:\\\\|(?<!\\)\\|[,;]|(?<!\.)\.)$", "", text.strip()).strip()
         for mark in ("**", "__", "*"):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 text = text[len(mark) : -len(mark)].strip()
@@ -152,7 +155,7 @@ def _texts(text: str) -> str:
         lower = inside.lower()
         if not inside:
             return " "
-        if lower in ("or", "and", ", or", ", and"):
+        if lower.strip(", ") in ("or", "and"):
             return ","
         if inside in ("i", "e", "d", "\\imath"):
             return inside
@@ -160,7 +163,8 @@ def _texts(text: str) -> str:
             return f"\\{inside} "
         if re.search(r"[\d\\^_=<>+]", inside):
             return f" {inside} "
-        return f" \\text{{ {inside} }}"
+        parts = re.split(r",|\b(?:and|or)\b", inside)
+        return ",".join(f" \\text{{ {part.strip()} }}" if part.strip() else "" for part in parts)
 
     text = re.sub(r"\\math(?:bb|cal|frak|scr)\s+(?=\{)", lambda found: found[0].strip(), text)
     text = _each(
@@ -180,7 +184,7 @@ def _texts(text: str) -> str:
     text = re.sub(
         r"(?<=[\d})])\s*(?:\\text\{\s*)?degrees?\b(?:\s*\})?", r"^\\circ ", text, flags=re.I
     )
-    text = re.sub(r"\\?%|(?:\\text\{\s*)?\b(?:percent|pct)\b(?:\s*\})?", r"\\%", text)
+    text = re.sub(r"\s*\\?%|\s*(?:\\text\{\s*)?\b(?:percent|pct)\b(?:\s*\})?", r"\\%", text)
     for name, power in _TIMES.items():
         if name in text:
             text = re.sub(
@@ -210,12 +214,16 @@ def _functions(text: str) -> str:
         ("}", "rbrace"),
         ("emptyset", "varnothing"),
         ("binom", "dbinom|tbinom"),
+        ("mod", "bmod"),
+        ("setminus", "backslash"),
         ("cdot", "ast"),
         ("ldots", "dots|cdots"),
         ("%", "percent"),
     ):
         text = re.sub(rf"\\(?:{others})(?![A-Za-z])", lambda _, name=name: f"\\{name} ", text)  # type: ignore[misc]
     text = re.sub(r"\\[lr]?[vV]ert(?![A-Za-z])", "|", text)
+    text = re.sub(r"\\langle(.*)\\rangle", r"(\1)", text)
+    text = re.sub(r"\\(max|min|gcd|lcm) *\\\{([^{}]*)\\\}", r"\\\1(\2)", text)
     text = re.sub(r"\\(?:imath|mathbf\{i\})(?![A-Za-z])", "i", text)
     text = re.sub(r"<=|=<|≦", r"\\le ", text)
     text = re.sub(r">=|≧", r"\\ge ", text)
@@ -225,7 +233,8 @@ def _functions(text: str) -> str:
     text = re.sub(r"\\frac(\s*\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}", text)
     text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))", r"\\sqrt{\1}", text)
     text = _in_braces(_in_braces(text, r"\\sqrt\s*"), r"\^\s*")
-    text = re.sub(r"\^\s*([+-]\s*\d+)", r"^{\1}", text)
+    text = re.sub(r"\\log\s*_\s*(\d)\s*(?=\d)", r"\\log_{\1}", text)
+    text = re.sub(r"([_^])\s*([+-]?\s*\d+|[A-Za-z])", r"\1{\2}", text)
     return re.sub(
         r"(?<=[A-Za-z})])'+", lambda found: f"^{{{len(found[0])}\\prime}}", text
     ).replace("'", "")
@@ -277,7 +286,12 @@ def _repeating(whole: str, first: str, again: str) -> str:
 
 def _sets(text: str) -> str:
     """Intervals, sets and bases."""
-    text = text.strip()
+    text = re.sub(r",?\s*\(?\s*[A-Za-z]\s*\\in\s*\\mathbb\s*\{[ZR]\}\s*\)?$", "", text) or text
+    text = re.sub(
+        r"^(?:\\\{)?\s*\\begin\{(?:cases|array|aligned)\}(?:\{[lcr| ]*\})?(.*)\\end\{[a-z]*\}$",
+        _system,
+        text.strip(),
+    )
     text = re.sub(r"^\](.*)(?=[\[\]]$)", r"(\1", text)
     text = re.sub(r"(?<=^[(\[])(.*)\[$", r"\1)", text)
     if ";" in text and text[0] in "([{\\" and text[-1] in ")]}" and ", " not in text:
@@ -288,7 +302,7 @@ def _sets(text: str) -> str:
         text,
     )
     text = re.sub(
-        r"(?<=\w)\s*(?:\(|\\text\{\s*\(?)?\s*(?:in\s+)?base\s*-?\s*(\w+)\s*\)?\s*\}?\)?$",
+        r"(?<=\w)\s*(?:\(|\\text\{\s*\(?)?\s*(?:in\s+)?base\s*-?\s*\}?\s*(\w+)\s*\)?\s*\}?\)?$",
         lambda found: f"_{{{_DIGITS.get(found[1].lower(), found[1])}}}",
         text,
     )
@@ -306,13 +320,18 @@ def _sets(text: str) -> str:
     )
 
 
+def _system(found: re.Match[str]) -> str:
+    """Equations below each other as equations beside each other; a function by cases as it is."""
+    rows = [row for part in found[1].split("\\\\") if (row := re.sub("& *(?==)", "", part).strip())]
+    return found[0] if "&" in "".join(rows) or "=" not in found[1] else ", ".join(rows)
+
+
 def in_base(text: str) -> tuple[str, int] | None:
     """(digits, base) when `text` is one number with its base, as in `110_2`."""
     found = re.fullmatch(r"\(?(-?[0-9A-Z ]{1,200})\)?_\s*(?:\{\s*(\d{1,2})\s*\}|(\d))", text)
     if found is None:
         return None
-    digits, base = found[1].replace(" ", ""), int(found[2] or found[3])
-    return (digits, base) if _value(digits, base) is not None else None
+    return found[1].replace(" ", ""), int(found[2] or found[3])
 
 
 def same_in_base(reference: str, answer: str) -> bool | None:
@@ -321,7 +340,9 @@ def same_in_base(reference: str, answer: str) -> bool | None:
     one, other = in_base(reference), in_base(answer)
     if one is None and other is None:
         return None
-    return one is not None and other is not None and _value(*one) == _value(*other)
+    if one is None or other is None:
+        return False
+    return one == other or _value(*one) == _value(*other) is not None
 
 
 def _value(digits: str, base: int) -> int | None:
@@ -347,7 +368,7 @@ def _without_unit(text: str) -> str:
             break
         text = value
     found = re.fullmatch(
-        r"(.*[\d})])(\s*)([A-Za-z]+(?:(?:\s*/\s*|\s+)[A-Za-z]+)*)\s*"
+        r"(.*(?:[\d})]|\\pi(?= )))(\s*)([A-Za-z]+(?:(?:\s*/\s*|\s+)[A-Za-z]+)*)\s*"
         r"(?:\^\s*(?:\{\s*-?\d\s*\}|\d)|(?<=m)[23])?",
         text,
     )
@@ -397,6 +418,7 @@ def _is_word(letters: str) -> bool:
 def _words(text: str) -> str:
     """Words as one `\\text{…}` without case and spaces: their letters are no variables."""
     text = re.sub(r"\\text\{([^{}]*)\}", lambda found: _word(found[1], text), text)
+    text = re.sub(r"\\(angle|triangle)\s+([A-Z]{2,})(?![A-Za-z])", _corners, text)
     before = ""
     while before != text:
         before = text
@@ -406,6 +428,10 @@ def _words(text: str) -> str:
         lambda found: found[1] + _word(found[2], ""),
         text,
     )
+
+
+def _corners(found: re.Match[str]) -> str:
+    return f"\\text{{{found[1]}{found[2].casefold()}}}"
 
 
 def _word(inside: str, whole: str) -> str:

@@ -122,8 +122,8 @@ def at_once(reference: str, answer: str) -> Score | None:
         return _CORRECT
     if len(answer) > LONGEST:
         return _UNVERIFIABLE
-    if same_choice(reference, answer):
-        return _CORRECT
+    if (same := same_choice(reference, answer)) is not None:
+        return _CORRECT if same else _WRONG
     one, other = plain(reference), plain(answer)
     if _same_text(one, other):
         return _CORRECT
