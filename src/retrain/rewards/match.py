@@ -59,16 +59,16 @@ def last_boxed(text: str) -> str | None:
     Braces are counted as LaTeX does, which takes `\\{` for a sign. Takes time in proportion to the
     text, whatever the text is.
     """
-    last = None
-    for last in _BOX.finditer(text):
-        pass
-    if last is None:
+    start = -1
+    for box in _BOX.finditer(text):
+        start = box.end()
+    if start == -1:
         return None
     depth = 1
-    for brace in _BRACES.finditer(text, last.end()):
+    for brace in _BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[last.end() : brace.start()]
+            return text[start : brace.start()]
     return None
 
 

@@ -2,7 +2,7 @@
 
     python -P math_process.py CPU_SECONDS MEMORY_BYTES
 
-Reads one JSON object a line, {"reference": …, "answer": …}, and writes one for each,
+Reads one JSON object a line, {"reference": …, "answer": …} (both as `math_text.plain` writes them), and writes one for each,
 {"outcome": "correct" | "wrong" | "unverifiable", "reason": …}. The first line that it writes says
 that it is ready, or why it cannot be. It ends with its input.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import re
 import resource
@@ -28,18 +27,13 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from retrain.rewards.math_text import LONGEST
-
-DEEPEST = 60
-"""Braces and brackets inside each other."""
-MOST_DIGITS = 5000
-"""Digits of a number that is computed."""
+from retrain.rewards.math_size import MOST_DIGITS, UnreadableError, check_shape, check_size
 
 _NUMBER = re.compile(
     r"(?P<whole>-?[0-9]+)/(?P<over>[0-9]+)|-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 )
 _COMMANDS = re.compile(r"\\(?:text|math[a-z]+|operatorname|begin|end)\{[^{}]*\}|\\[A-Za-z]+|I")
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREE = r"^\circ"
 _DENIED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "tempfile.", "urllib.")
 _ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk", "os.fwalk"})
@@ -62,10 +56,6 @@ another version of the libraries that answers them otherwise must not judge."""
 
 _refused: list[str] = []
 """What the running check was not allowed to do; libraries may keep quiet about it."""
-
-
-class UnreadableError(Exception):
-    """The text is no mathematics that can be read; the message is the reason."""
 
 
 def main() -> None:
@@ -161,7 +151,7 @@ def _is_trusted(frame: Any) -> bool:
 
 
 def _load() -> Any:
-    """The comparison, with the libraries that it needs."""
+    """The comparison of two texts that went through `math_text.plain`, with its libraries."""
     import logging
     import warnings
 
@@ -294,6 +284,18 @@ def _load() -> Any:
     return compare
 
 
+def number_of(text: str, *_: Any, **__: Any) -> Any:
+    """A sympy number from plain digits; for sympy's `parse_expr`, which evaluates Python."""
+    import sympy
+
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        raise SyntaxError("not a number")
+    if found["over"]:
+        return sympy.Rational(int(found["whole"]), int(found["over"]))
+    return sympy.Integer(text) if text.strip().isdigit() else sympy.Float(text)
+
+
 def _same_number(one: Any, other: Any, sympy: Any) -> bool:
     """Whether two expressions have the same value, or as decimals agree to six digits.
 
@@ -334,90 +336,6 @@ def _value(number: Any, sympy: Any) -> Any:
     parts = number.evalf(30).as_real_imag()
     real, imaginary = (0 if part.is_Float and part._prec == 1 else part for part in parts)
     return real + sympy.I * imaginary
-
-
-def number_of(text: str, *_: Any, **__: Any) -> Any:
-    """A sympy number from plain digits; for sympy's `parse_expr`, which evaluates Python."""
-    import sympy
-
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
-        raise SyntaxError("not a number")
-    if found["over"]:
-        return sympy.Rational(int(found["whole"]), int(found["over"]))
-    return sympy.Integer(text) if text.strip().isdigit() else sympy.Float(text)
-
-
-def check_shape(text: str) -> None:
-    """Raises UnreadableError for a text that no parser needs to see."""
-    if len(text) > LONGEST:
-        raise UnreadableError("length")
-    if not text.strip() or (not text.isascii() and any(_odd(character) for character in text)):
-        raise UnreadableError("text")
-    depth = 0
-    for character in text:
-        if character in "{[(":
-            depth += 1
-            if depth > DEEPEST:
-                raise UnreadableError("depth")
-        elif character in "}])":
-            depth -= 1
-    if max((text.count(sign) for sign in "^!"), default=0) > DEEPEST:
-        raise UnreadableError("depth")
-
-
-def _odd(character: str) -> bool:
-    """Digits of other scripts, which int() would read, and halves of characters."""
-    return character.isdigit() or "\ud800" <= character <= "\udfff"
-
-
-def check_size(expression: Any, sympy: Any) -> None:
-    """Raises UnreadableError when computing the expression would make an enormous number."""
-
-    def digits(node: Any) -> tuple[float, float]:
-        """Upper bounds of the digits above and below the fraction line of a number's value."""
-        if isinstance(node, sympy.Rational):
-            return _log10(int(node.p)), _log10(int(node.q))
-        if isinstance(node, sympy.Float):
-            size = float(sympy.log(abs(node), 10)) if node else 0.0
-            return (math.inf, 0.0) if math.isinf(size) else (max(size, 0.0), max(-size, 0.0))
-        below = [digits(argument) for argument in getattr(node, "args", ())]
-        total = sum if isinstance(node, sympy.Expr) else max
-        above, under = map(total, zip(*below, strict=True)) if below else (0.5, 0.0)
-        if isinstance(node, sympy.Pow) and node.exp.is_number:
-            power = _bound(node.exp, below[1])
-            # Nobody expands (x + 1)^1000000 and lives.
-            above, under = (max(part, 0.0 if node.base.is_number else 1.0) * power for part in below[0])
-            if node.exp.could_extract_minus_sign():
-                above, under = under, above
-        elif isinstance(node, sympy.Pow):
-            above, under = map(max, zip(*below, strict=True))
-        elif isinstance(node, sympy.factorial) and node.args[0].is_number:
-            number = _bound(node.args[0], below[0])
-            above, under = math.lgamma(number + 1.0) / math.log(10.0) if number < 1e9 else number, 0.0
-        elif isinstance(node, sympy.Add):
-            above = max(own - its + under for own, its in below) + math.log10(len(below))
-        if max(above, under) > MOST_DIGITS:
-            raise UnreadableError("size")
-        return above, under
-
-    try:
-        digits(expression)
-    except RecursionError:
-        raise UnreadableError("depth") from None
-
-
-def _log10(number: int) -> float:
-    """Of its size; 0 for 0. Whatever its length."""
-    bits = max(abs(number).bit_length() - 60, 0)
-    return bits * math.log10(2.0) + math.log10(max(abs(number) >> bits, 1))
-
-
-def _bound(number: Any, digits: tuple[float, float]) -> float:
-    """An upper bound of its size."""
-    if number.is_Rational:
-        return abs(int(number.p)) / int(number.q) if max(digits) < 300 else math.inf
-    return float(10.0 ** digits[0]) if digits[0] < 300 else math.inf
 
 
 if __name__ == "__main__":

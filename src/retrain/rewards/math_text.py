@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from retrain.rewards.math_words import without_unit, words_as_text
+
 LONGEST = 2000
 """Characters of an answer or a reference; longer ones are not read."""
 
@@ -26,7 +28,9 @@ _SIGNS = {
     "₹": "", "ϕ": r"\phi ", "Δ": r"\Delta ", "Σ": r"\Sigma ", "Ω": r"\Omega ", "τ": r"\tau ",
     "σ": r"\sigma ", "φ": r"\varphi ", "χ": r"\chi ", "ψ": r"\psi ", "ω": r"\omega ",
 }  # fmt: skip
-_SIGNS.update({sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)})
+_SIGNS.update(
+    {sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+)
 _SIGNS.update(zip("αβγδεζηθικλμνξοπρ", (f"\\{name} " for name in _GREEK.split()), strict=True))
 _CHARACTERS = str.maketrans(_SIGNS)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -38,34 +42,20 @@ _FUNCTIONS = {
     "acos": "arccos", "sh": "sinh", "ch": "cosh", "th": "tanh", "arsh": "arsinh", "arch": "arcosh",
     "arth": "artanh", "lg": "log_{10}", "lb": "log_{2}",
 }  # fmt: skip
-_FUNCTIONS.update(
-    (name, name)
-    for name in "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh "
-    "arsinh arcosh artanh arcsinh arccosh arctanh log ln exp sqrt max min gcd lcm det".split()
+_SAME_NAME = (
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh arsinh "
+    "arcosh artanh arcsinh arccosh arctanh log ln exp sqrt max min gcd lcm det"
 )
-# Without a backslash, a name of two letters is as well a product.
+_FUNCTIONS.update((name, name) for name in _SAME_NAME.split())
+# Without a backslash, a name of two letters is as well a product. Longer ones first.
 _BARE = "|".join(
     sorted((name for name in _FUNCTIONS if len(name) > 2 or name in ("ln", "lg", "tg")), key=len)[
         ::-1
     ]
 )
 _TIMES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_DIGITS = {
-    name: str(base)
-    for base, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve".split(), start=2
-    )
-}
-_UNITS = frozenset(
-    "mm cm dm km m ft in yd mi kg mg g lb lbs oz s sec min hr hrs h mL ml L l ha Hz kHz MHz kW W J "
-    "kJ N Pa kPa V mV A mA K C F mol rad sq cu mph kmh cc gm ms ns nm eV MeV T Wb H".split()
-)
-_NO_UNITS = frozenset(
-    "i e d pi or and if not no times percent squared cubed plus minus remainder mod factorial "
-    # What is the other way round is another answer.
-    "am pm a.m. p.m. AM PM AD BC BCE CE N S E W north south east west left right up down increase "
-    "decrease profit loss gain more less".split()
-)
+_BASES = "two three four five six seven eight nine ten eleven twelve"
+_DIGITS = {name: str(base) for base, name in enumerate(_BASES.split(), start=2)}
 
 
 @lru_cache(maxsize=2**14)
@@ -75,9 +65,14 @@ def plain(text: str) -> str:
     nothing that matters. A text longer than LONGEST comes back as it is."""
     if len(text) > LONGEST:
         return text
-    for step in (_without_layout, _texts, _functions, _numbers, _sets, _without_unit, _words):
-        text = step(text)
-    return text.strip()
+    for step in (_without_layout, _texts, _functions, _numbers, _sets, without_unit, words_as_text):
+        # Runs of spaces cost the patterns quadratic time and more.
+        text = step(_one_space(text))
+    return _one_space(text)
+
+
+def _one_space(text: str) -> str:
+    return " ".join(text.split())
 
 
 def choice(text: str) -> tuple[str, str] | None:
@@ -89,7 +84,7 @@ def choice(text: str) -> tuple[str, str] | None:
     found = re.fullmatch(
         r"(?:(?i:option|choice)\s*)?(?:\(\s*([A-Z])\s*\)(?![^\s.:]|\s*[-+*/=<>^_,|])|([A-Z])(?=[.:)]|$))"
         r"[.:)]*(.*)",
-        " ".join(text.split()),
+        _one_space(text),
     )
     return (found[1] or found[2], found[3].strip()) if found else None
 
@@ -98,10 +93,12 @@ def _without_layout(text: str) -> str:
     """Without delimiters, fonts, spaces and other marks that say how it looks."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
-    text = " ".join(text.translate(_CHARACTERS).split())
+    text = _one_space(text.translate(_CHARACTERS))
     text = re.sub(r"(?<!\\)\\[()\[\]]|\\\$|\$|`|(?<!\\)\"", " ", text)
     text = re.sub(r"\\!", "", text)
-    text = re.sub(r"(?<=\\in)\s*\\(?:mathbf|bm|boldsymbol|mathrm)\{([RZNQC])\}", r" \\mathbb{\1}", text)
+    text = re.sub(
+        r"(?<=\\in)\s*\\(?:mathbf|bm|boldsymbol|mathrm)\{([RZNQC])\}", r" \\mathbb{\1}", text
+    )
     text = re.sub(r"(\d)\{,\}(?=\d{3}(?!\d))", r"\1", text)
     text = re.sub(r"(\d)\{,\}(?=\d)", r"\1.", text)
     text = re.sub(r"(?<=\d)(?:(?<!\\)\\[, ]|~)(?=\d{3}(?:\D|$))", "", text)
@@ -111,6 +108,7 @@ def _without_layout(text: str) -> str:
         " ",
         text,
     )
+    text = _one_space(text)
     text = re.sub(r"\\(?:left|right|middle)(?![A-Za-z])\s*\.?", "", text)
     text = re.sub(r"\\(?:textcolor|color)\{[^{}]*\}\s*(?=\{)", r"\\boldsymbol", text)
     for _ in range(3):
@@ -134,15 +132,13 @@ def _without_layout(text: str) -> str:
 
 def _ends(text: str) -> str:
     """Without what may stand before and after the whole of an answer."""
-    before = ""
-    while before != text:
-        before = text
-        text = re.sub(r"^(?:=(?!=)|:|\\approx(?![a-z])|\\simeq|\\therefore|\\implies)", "", text)
+    for _ in range(4):
+        text = re.sub(r"^(?:=|:|\\approx(?![a-z])|\\simeq|\\therefore|\\implies)", "", text.strip())
         text = re.sub(r"(?:\\\\|(?<!\\)\\|[,;]|(?<!\.)\.)$", "", text.strip()).strip()
         for mark in ("**", "__", "*"):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 text = text[len(mark) : -len(mark)].strip()
-        if text.startswith("{") and _end_of_group(text, 0) == len(text):
+        if text.startswith("{") and _groups(text).get(0) == len(text):
             text = text[1:-1].strip()
     return text
 
@@ -150,8 +146,8 @@ def _ends(text: str) -> str:
 def _texts(text: str) -> str:
     """Upright text as `\\text{…}` where it is words, and as what it says where it is not."""
 
-    def one(inside: str, before: str) -> str:
-        inside = " ".join(inside.split())
+    def one(inside: str, _: str) -> str:
+        inside = _one_space(inside)
         lower = inside.lower()
         if not inside:
             return " "
@@ -179,6 +175,7 @@ def _texts(text: str) -> str:
             f"\\{name} " if (name := inside.strip()) in _FUNCTIONS else f"\\operatorname{{{name}}}"
         ),
     )
+    text = _one_space(text)
     text = re.sub(r"(?<![A-Za-z\\])\s*,?\s*\b(?:or|and)\b(?![A-Za-z])", ",", text)
     text = re.sub(r"\\(?:degree|deg)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}", r"^\\circ ", text)
     text = re.sub(
@@ -195,9 +192,7 @@ def _texts(text: str) -> str:
 
 def _functions(text: str) -> str:
     """One name for each function, sign and constant, and arguments in braces."""
-    text = re.sub(
-        r"\\([A-Za-z]+)", lambda found: "\\" + _FUNCTIONS.get(found[1], found[1]), text
-    )
+    text = re.sub(r"\\([A-Za-z]+)", lambda found: "\\" + _FUNCTIONS.get(found[1], found[1]), text)
     text = re.sub(
         rf"(?<![A-Za-z\\{{])({_BARE})(?=\s*[({{\[\\\d^_]|\s+[A-Za-z]\b)",
         lambda found: f"\\{_FUNCTIONS[found[1]]} ",
@@ -235,9 +230,9 @@ def _functions(text: str) -> str:
     text = _in_braces(_in_braces(text, r"\\sqrt\s*"), r"\^\s*")
     text = re.sub(r"\\log\s*_\s*(\d)\s*(?=\d)", r"\\log_{\1}", text)
     text = re.sub(r"([_^])\s*([+-]?\s*\d+|[A-Za-z])", r"\1{\2}", text)
-    return re.sub(
-        r"(?<=[A-Za-z})])'+", lambda found: f"^{{{len(found[0])}\\prime}}", text
-    ).replace("'", "")
+    return re.sub(r"(?<=[A-Za-z})])'+", lambda found: f"^{{{len(found[0])}\\prime}}", text).replace(
+        "'", ""
+    )
 
 
 def _dots(found: re.Match[str]) -> str:
@@ -352,104 +347,11 @@ def _value(digits: str, base: int) -> int | None:
         return None
 
 
-def _without_unit(text: str) -> str:
-    """Without the unit at the end, when a value stands before it."""
-    text = text.strip()
-    text = re.sub(r"^(?:Rs|USD|EUR|US)\b\.?\s*(?=[\d\\])", "", text)
-    found = re.fullmatch(r"(.*?)\(([^()]*\\text\{[^{}]*\}[^()]*)\)", text)
-    if found:
-        text = found[1] + found[2]
-    while found := re.fullmatch(
-        r"(.*\S)\s*\\text\{([^{}]*)\}\s*(?:\^\s*(?:\{\s*-?\d+\s*\}|\d))?", text
-    ):
-        value = re.sub(r"(?:(?<=[\d})])\s*/|\\cdot|\\times)?\s*$", "", found[1])
-        words = found[2].split()
-        if not _is_value(value, len(words) == 1 and len(words[0]) == 1) or set(words) & _NO_UNITS:
-            break
-        text = value
-    found = re.fullmatch(
-        r"(.*(?:[\d})]|\\pi(?= )))(\s*)([A-Za-z]+(?:(?:\s*/\s*|\s+)[A-Za-z]+)*)\s*"
-        r"(?:\^\s*(?:\{\s*-?\d\s*\}|\d)|(?<=m)[23])?",
-        text,
-    )
-    if found and _is_value(found[1], numeric=True):
-        words = re.split(r"[\s/]+", found[3])
-        spaced = bool(found[2]) or "/" in found[3]
-        if all(_is_unit(word, spaced) for word in words) and not set(words) & _NO_UNITS:
-            text = found[1]
-    return text.strip()
-
-
-def _is_value(text: str, numeric: bool) -> bool:
-    """Whether a unit may follow. numeric: a value without variables is asked for."""
-    rest = re.sub(r"\\text\{[^{}]*\}", "", text)
-    if numeric and re.search(r"(?<![A-Za-z\\])[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", rest)):
-        return False
-    return bool(
-        re.search(r"[\dA-Za-z]", rest)
-        and re.search(r"[\w})\]!%]\s*$", text)
-        and not re.search(
-            r"\\(?:cdot|times|in|cup|cap|to|pm|le|ge|ne|sqrt|frac|sin|cos|tan|ln|log)\s*$", text
-        )
-    )
-
-
-def _is_unit(word: str, spaced: bool) -> bool:
-    if word in _UNITS:
-        return spaced or len(word) > 1
-    return len(word) > 2 and _is_word(word)
-
-
-def _is_word(letters: str) -> bool:
-    """Whether letters side by side are a word, not a product of variables. Products are short,
-    without vowels but the first letters' `a`, and write a repeated factor as a power."""
-    if len(letters) == 1:
-        return False
-    if len(letters) > 4 or len(set(letters)) < len(letters):
-        return True
-    if letters.isupper():
-        return len(letters) > 2
-    if len(letters) == 2:
-        return "o" in letters
-    return bool(set(letters) & set("eiou")) or ("a" in letters and set(letters) > set("a") and not
-                                                set(letters) <= set("abcdkgnxyz"))
-
-
-def _words(text: str) -> str:
-    """Words as one `\\text{…}` without case and spaces: their letters are no variables."""
-    text = re.sub(r"\\text\{([^{}]*)\}", lambda found: _word(found[1], text), text)
-    text = re.sub(r"\\(angle|triangle)\s+([A-Z]{2,})(?![A-Za-z])", _corners, text)
-    before = ""
-    while before != text:
-        before = text
-        text = re.sub(r"\\text\{(\w+)\}\s*\\text\{(\w+)\}", r"\\text{\1\2}", text)
-    return re.sub(
-        r"(^|[,;=(\[:]|\\\{)\s*([A-Za-z]+(?: [A-Za-z]+)*)\s*(?=$|[,;=)\]:]|\\\})",
-        lambda found: found[1] + _word(found[2], ""),
-        text,
-    )
-
-
-def _corners(found: re.Match[str]) -> str:
-    return f"\\text{{{found[1]}{found[2].casefold()}}}"
-
-
-def _word(inside: str, whole: str) -> str:
-    """`whole`: the text that a `\\text{…}` stands in; empty for bare letters."""
-    runs = re.findall(r"[^\W\d_]+", inside)
-    letters = "".join(runs)
-    if len(runs) > 1 and max(map(len, runs)) > 1 or _is_word(letters) or not letters.isascii():
-        return f"\\text{{{letters.casefold()}}}"
-    if whole and len(letters) == 1:
-        return letters
-    return inside.strip() if not whole else f" {letters} "
-
-
 def _in_braces(text: str, command: str) -> str:
     """`command(…)` as `command{…}`, where the parentheses match."""
-    parts, position = [], 0
+    parts, position, ends = [], 0, _groups(text, "()")
     for found in re.finditer(rf"{command}(?=\()", text):
-        end = _end_of_group(text, found.end())
+        end = ends.get(found.end())
         if found.start() < position or end is None:
             continue
         inside = _in_braces(text[found.end() + 1 : end - 1], command)
@@ -461,9 +363,9 @@ def _in_braces(text: str, command: str) -> str:
 def _each(text: str, command: str, replaced: Callable[[str, str], str]) -> str:
     """Every `command{…}` of `text` replaced by a function of what is inside and what is before."""
     parts: list[str] = []
-    position = 0
+    position, ends = 0, _groups(text)
     for found in re.finditer(rf"{command}(?=\{{)", text):
-        end = _end_of_group(text, found.end())
+        end = ends.get(found.end())
         if found.start() < position or end is None:
             continue
         before = text[position : found.start()]
@@ -477,23 +379,26 @@ def _outside(text: str, pattern: str, replaced: Callable[[str], str]) -> str:
     parts, position, depth = [], 0, 0
     for found in re.finditer(r"[(\[{]|[)\]}]", text):
         if depth == 0:
-            parts.append(re.sub(pattern, lambda hit: replaced(hit[0]), text[position : found.end()]))
+            parts.append(
+                re.sub(pattern, lambda hit: replaced(hit[0]), text[position : found.end()])
+            )
         else:
             parts.append(text[position : found.end()])
         position = found.end()
         depth = max(0, depth + (1 if found[0] in "([{" else -1))
     rest = text[position:]
-    return "".join(parts) + (re.sub(pattern, lambda hit: replaced(hit[0]), rest) if not depth else rest)
+    return "".join(parts) + (
+        re.sub(pattern, lambda hit: replaced(hit[0]), rest) if not depth else rest
+    )
 
 
-def _end_of_group(text: str, start: int) -> int | None:
-    """Where the group that opens at `start` has ended; None when it does not."""
-    depth = 0
-    for found in re.compile(r"\\.|[{}]" if text[start] == "{" else r"[()]").finditer(text, start):
-        if found[0] in ("{", "("):
-            depth += 1
-        elif found[0] in ("}", ")"):
-            depth -= 1
-            if depth == 0:
-                return found.end()
-    return None
+def _groups(text: str, brackets: str = "{}") -> dict[int, int]:
+    """Where each group opens: where it has ended. Groups that never close are left out."""
+    ends: dict[int, int] = {}
+    waiting: list[int] = []
+    for found in re.finditer(rf"\\\\.|[{re.escape(brackets)}]", text):
+        if found[0] == brackets[0]:
+            waiting.append(found.start())
+        elif found[0] == brackets[1] and waiting:
+            ends[waiting.pop()] = found.end()
+    return ends
