@@ -13,7 +13,7 @@ from retrain.errors import InputError
 from retrain.rewards.custom import CustomReward, RewardFailedError
 from retrain.rewards.match import MatchReward, last_boxed
 from retrain.rewards.registry import build_reward
-from retrain.rewards.reward import score
+from retrain.rewards.reward import Scoring, score
 from retrain.types import Completion, Group, Problem, Score
 
 
@@ -149,6 +149,16 @@ def test_registry(tmp_path: Path) -> None:
     assert reward.score(Problem("p", "?", ""), completion("")).reward == 1.0
     with pytest.raises(InputError, match=r"reward\.custom_function: .*has no 'function'"):
         build_reward(settings.model_copy(update={"custom_function": "function"}), [tmp_path])
+
+
+def test_thinking_that_the_prompt_began_and_nothing_ended_is_no_answer() -> None:
+    texts = [r"\boxed{7}", r"maybe \boxed{6}</think>\boxed{7}", r"\boxed{7}</think>"]
+    group = Group(Problem("p", "?", "7"), np.arange(1), tuple(map(completion, texts)))
+    for opens_thinking, rewards in ((True, [0.0, 1.0, 0.0]), (False, [1.0, 1.0, 0.0])):
+        scoring = Scoring(MatchReward(), [group.problem], opens_thinking)
+        (scored,) = scoring.scored([group])
+        assert scored.rewards.tolist() == rewards
+        assert [each.text for each in scored.completions] == texts
 
 
 def test_score_keeps_the_order() -> None:

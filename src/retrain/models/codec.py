@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,16 @@ class ChatCodec:
                 f"of {roles}): {error}; change [data].system_prompt or the data"
             ) from error
         return np.asarray(encoded["input_ids"], dtype=np.int64)
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether prompts end in `<think>`, so that completions begin with thinking."""
+        try:
+            prompt = self.encode(Problem("probe", "?", ""))
+        except InputError:
+            return False
+        end = str(self.tokenizer.decode(prompt[-16:].tolist(), skip_special_tokens=False))
+        return end.rstrip().endswith("<think>")
 
     def decode(self, token_ids: IntArray) -> str:
         """Text without special tokens."""

@@ -2,9 +2,9 @@
 
     python -P math_process.py CPU_SECONDS MEMORY_BYTES
 
-Reads one JSON object a line, {"reference": …, "answer": …} (both as `math_text.plain` writes them), and writes one for each,
-{"outcome": "correct" | "wrong" | "unverifiable", "reason": …}. The first line that it writes says
-that it is ready, or why it cannot be. It ends with its input.
+Reads one JSON object a line, {"reference": …, "answer": …}, both as `math_text.plain` writes them,
+and writes one for each, {"outcome": "correct" | "wrong" | "unverifiable", "reason": …}. The first
+line that it writes says that it is ready, or why it cannot be. It ends with its input.
 
 What it reads was written by a model that is paid for good answers, so nothing is left to good
 will. sympy makes Python source of parts of an expression in places (`lambdify`, `parse_expr`),
