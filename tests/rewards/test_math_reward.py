@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from retrain.rewards import math_pool
 from retrain.rewards.match import MatchReward, last_boxed
 from retrain.rewards.math_pool import OVER_BUDGET, MathPool, Verdict
+from retrain.rewards.math_text import plain
 from retrain.rewards.mathematics import MathReward, at_once
 from retrain.rewards.reward import RewardFailedError, Scoring
 from retrain.types import Score
@@ -123,6 +125,62 @@ def test_what_cannot_be_read_is_neither_right_nor_wrong(
     reward: MathReward, reference: str, text: str
 ) -> None:
     assert judged(reward, text, reference) == Score(0.0, "unverifiable")
+
+
+CASES = [
+    json.loads(line)
+    for line in Path(__file__)
+    .with_name("math_cases.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def judgements() -> list[tuple[dict[str, str], str]]:
+    """Each case with its outcome, judged as one rollout."""
+    with MathReward() as reward:
+        pending = [
+            reward.begin(problem(case["reference"]), completion(f"\\boxed{{{case['answer']}}}"))
+            for case in CASES
+        ]
+        return [
+            (case, score.outcome if (score := wait()) else "none")
+            for case, wait in zip(CASES, pending, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(case["kind"] for case in CASES))
+def test_answers_that_look_alike(judgements: list[tuple[dict[str, str], str]], kind: str) -> None:
+    """`math_cases.jsonl`: right and wrong answers of the kinds that are easily mistaken."""
+    of_kind = [(case, outcome) for case, outcome in judgements if case["kind"] == kind]
+    assert [(case, outcome) for case, outcome in of_kind if outcome != case["right"]] == []
+    assert min(Counter(case["right"] for case, _ in of_kind).values()) > 0
+
+
+_LATEX = (
+    r"\text{ \frac \sqrt \boxed{ \{ \in \circ \, { } ( ) [ ; , . ^ _ ' $ ~ = - / 12 345 e x or cm"
+)
+_PIECES = st.sampled_from(
+    [*_LATEX.split(), " ", "base ", "...", "\N{MINUS SIGN}", "\N{DEGREE SIGN}"]
+)
+
+
+@given(st.lists(_PIECES, max_size=30).map("".join))
+def test_any_text_has_a_plain_form(text: str) -> None:
+    assert plain(text) == plain(f"\\[ {text} \\]")
+    if text.strip():
+        assert at_once(text.strip(), text.strip()) == Score(1.0, "correct")
+
+
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "\\text{", "(", "\\, ", "...", ",", "1 ", "\\text{a} ", "^(", "a or "]
+)
+def test_the_plain_form_of_a_hostile_text_takes_no_quadratic_time(piece: str) -> None:
+    """In cubic time, as patterns with several runs of spaces take, each of these would take
+    minutes."""
+    for text in (piece * (2000 // len(piece)), "1" + piece * (1990 // len(piece)) + "\\}"):
+        assert plain(text) is not None
 
 
 def test_an_answer_without_a_box_is_wrong(reward: MathReward) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +78,16 @@ class ChatCodec:
         ids = encoded["input_ids"]
         check_ids(ids, self._vocabulary, lambda token: str(self.tokenizer.decode([token])))
         return np.asarray(ids, dtype=np.int64)
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether prompts end in `<think>`, so that completions begin with thinking."""
+        try:
+            prompt = self.encode(Problem("probe", "?", ""))
+        except InputError:
+            return False
+        end = str(self.tokenizer.decode(prompt[-16:].tolist(), skip_special_tokens=False))
+        return end.rstrip().endswith("<think>")
 
     def decode(self, token_ids: IntArray) -> str:
         """Text without special tokens."""

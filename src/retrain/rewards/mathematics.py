@@ -9,9 +9,16 @@ from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 
 from retrain.errors import InputError
-from retrain.rewards.match import NO_ANSWER, last_boxed, reference_of, without_space
+from retrain.rewards.match import (
+    NO_ANSWER,
+    final_answer,
+    last_boxed,
+    reference_of,
+    same_choice,
+    without_space,
+)
 from retrain.rewards.math_pool import MathPool, OverBudgetError, Verdict
-from retrain.rewards.math_process import LONGEST
+from retrain.rewards.math_text import LONGEST, choice, plain, same_in_base
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
 from retrain.rewards.threads import Memo
 from retrain.types import Completion, Problem, Score
@@ -22,6 +29,7 @@ TIMEOUT_S = 5.0
 GLANCE_S = 10.0
 """Seconds in which references are looked at before training."""
 _REMEMBERED = 2**16
+_BETWEEN_DIGITS = re.compile(r"(?<=\d) +(?=\d)")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,300}")
 
 _CORRECT = Score(1.0, "correct")
@@ -32,10 +40,11 @@ _UNVERIFIABLE = Score(0.0, "unverifiable")
 class MathReward(Reward):
     """1 for the right answer, 0 for a wrong one and for one that cannot be verified.
 
-    Only the last `\\boxed{}` counts; a completion without one is wrong. What equals the reference
-    as text, and whole numbers, are judged at once; the rest by math-verify in processes of their
-    own. Unverifiable is what neither counts as right nor as wrong: the reference or the answer
-    cannot be read as mathematics, or the check took longer than `timeout` seconds of CPU time.
+    Only the last `\\boxed{}` counts; a completion without one is wrong. Both are brought into one
+    way of writing (`math_text`). What is then the same text, and whole numbers, are judged at once;
+    the rest by math-verify in processes of their own. Unverifiable is what neither counts as right
+    nor as wrong: the reference or the answer cannot be read as mathematics, or the check took
+    longer than `timeout` seconds of CPU time.
     """
 
     early = True
@@ -53,13 +62,12 @@ class MathReward(Reward):
     def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
         """Compares each reference with itself, for at most GLANCE_S seconds."""
         pool = MathPool(self._timeout, self._processes)
-        texts = [reference_of(problem).strip() for problem in problems]
-        checks = [
-            None
-            if _WHOLE_NUMBER.fullmatch(text)
-            else pool.check(text, last_boxed(f"\\boxed{{{text}}}") or "")
-            for text in texts
-        ]
+        checks = []
+        for problem in problems:
+            text = reference_of(problem).strip()
+            is_plain = _WHOLE_NUMBER.fullmatch(plain(text)) or choice(text)
+            own = last_boxed(f"\\boxed{{{text}}}") or ""
+            checks.append(None if is_plain else pool.check(plain(text), plain(own)))
         wait([check for check in checks if check is not None], GLANCE_S)
         # Before the pool is closed, which gives up what is left.
         known = [check is None or check.done() for check in checks]
@@ -94,15 +102,14 @@ class MathReward(Reward):
                 )
 
     def begin(self, problem: Problem, completion: Completion) -> Pending:
-        answer = (last_boxed(completion.text) or "").strip()
+        answer = final_answer(completion)
         if not answer:
             return lambda: Score(0.0, "wrong", why=NO_ANSWER)
         reference = reference_of(problem).strip()
         if (quick := at_once(reference, answer)) is not None:
             return lambda: quick
-        checked = self._memo.get(
-            (reference, answer), lambda: self._checks().check(reference, answer)
-        )
+        pair = (plain(reference), plain(answer))
+        checked = self._memo.get(pair, lambda: self._checks().check(*pair))
         return partial(self._result, checked, problem, completion)
 
     def _checks(self) -> MathPool:
@@ -151,10 +158,23 @@ class MathReward(Reward):
 
 def at_once(reference: str, answer: str) -> Score | None:
     """The score of an answer for which no process is needed; None for the others."""
-    if without_space(reference) == without_space(answer) != "":
+    if reference == answer != "":
         return _CORRECT
     if len(answer) > LONGEST:
         return _UNVERIFIABLE
-    if _WHOLE_NUMBER.fullmatch(reference) and _WHOLE_NUMBER.fullmatch(answer):
-        return _CORRECT if int(reference) == int(answer) else _WRONG
+    if (same := same_choice(reference, answer)) is not None:
+        return _CORRECT if same else _WRONG
+    one, other = plain(reference), plain(answer)
+    if _same_text(one, other):
+        return _CORRECT
+    if _WHOLE_NUMBER.fullmatch(one) and _WHOLE_NUMBER.fullmatch(other):
+        return _CORRECT if int(one) == int(other) else _WRONG
+    if (same := same_in_base(one, other)) is not None:
+        return _CORRECT if same else _WRONG
     return None
+
+
+def _same_text(one: str, other: str) -> bool:
+    # 2 1/3 is not 21/3.
+    found, wanted = (without_space(_BETWEEN_DIGITS.sub("_", text)) for text in (one, other))
+    return found == wanted != ""

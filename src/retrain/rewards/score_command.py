@@ -29,7 +29,7 @@ from retrain.config.load import Override, read_config, read_mapping
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.files import GENERATIONS_FILE
-from retrain.rewards.match import last_boxed, reference_of
+from retrain.rewards.match import final_answer, reference_of
 from retrain.rewards.registry import build_reward
 from retrain.rewards.reward import Reward
 from retrain.tasks.rows import answer_text
@@ -289,7 +289,7 @@ def _shown(row: Row, score: Score | None) -> str:
         _outcome(score),
         f"{shown_number(score.reward if score else None):>6}",
         one_line(reference_of(row.problem)[: 4 * width]),
-        one_line((last_boxed(response) or response[-width:])[: 4 * width]),
+        one_line((final_answer(row.completion) or response[-width:])[: 4 * width]),
         one_line(_why(score)),
     )
 
