@@ -142,6 +142,12 @@ def test_a_run_and_the_same_run_again(
         cli.main(["run", "out/config.toml", "--run-dir", "b", "--name", "n", "--condition", "c"])
     assert leave.value.code == 0
     assert "warning" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["score", "out", "--type", "match", "--json"])
+    assert leave.value.code == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logged = (tmp_path / "out" / "emergence" / "generations.jsonl").read_text().splitlines()
+    assert [row["outcome"] for row in rows] == [json.loads(line)["outcome"] for line in logged]
     again = json.loads((tmp_path / "b" / "run.json").read_text())
     assert (again["condition"], again["name"], again["seed"]) == ("c", "n", 3)
 

@@ -58,6 +58,13 @@ def test_examples(page: Path, tmp_path: Path) -> None:
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
+def test_the_table_of_scores_is_the_one_that_is_printed(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "rewards.md").read_text()
+    (tmp_path / "answers.jsonl").write_text(dict(FILE.findall(text))["answers.jsonl"])
+    (shown,) = re.findall(r"```text\n(   line .*?)```", text, re.DOTALL)
+    assert run("retrain score answers.jsonl --type math", tmp_path).stdout == shown
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text()):

@@ -306,6 +306,26 @@ app.command(short_help="Show what policies wrote, with each token's credit.")(sa
 app.command(short_help="Send finished runs to a tracker.")(sync)
 
 
+@app.command(short_help="Ask a reward about answers.")
+def score(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl|RUN", help="Rows, or what a run has written.")
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="match, math, judge, custom or composite."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="X.toml", help="Take its [reward].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row.")] = False,
+) -> None:
+    """Judge answers as training would: rows with `reference` and `response`, or a run's samples."""
+    from retrain.rewards.score_command import score_command
+
+    score_command(file, kind=kind, config=config, as_json=as_json)
+
+
 @app.command(short_help="List modes, losses, tasks, rewards.")
 def plugins(path: ConfigPath = None, as_json: Json = False) -> None:
     """List modes, losses, tasks and rewards: the built-in ones, and the functions that a config

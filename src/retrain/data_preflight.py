@@ -12,7 +12,7 @@ from retrain.analysis.words import plural
 from retrain.config.load import EMBEDDED
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
-from retrain.errors import InputError
+from retrain.errors import InputError, RetrainError
 from retrain.types import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 PROBED_PROBLEMS = 64
 """Problems whose prompts are measured where a task has no end."""
+TRIED_REFERENCES = 300
+"""Different references that are tried, evenly spread over the data."""
+SHOWN_REFERENCE = 80
+ENOUGH_EMBEDDED = 64
+"""Tokens in which the embedded model solves the embedded task."""
 
 _FILE_KEYS = ("path", "held_out_path")
 
@@ -58,15 +63,24 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         found.error(condition, key, message)
     if model.context is None:
         return
-    longest = max((model.prompt_tokens(p) or 0 for p in problems[:PROBED_PROBLEMS]), default=0)
-    room = model.context - max(longest, 1)
+    lengths: list[int] = []
+    if not found.attempt(
+        condition,
+        "model.model",
+        lambda: lengths.extend(model.prompt_tokens_batch(problems[:PROBED_PROBLEMS]) or ()),
+    ):
+        return
+    longest = max(lengths, default=1)
+    room = model.context - longest
     if run.training.max_tokens > room:
+        left = f"at most {room} are left" if room > 0 else "none is left for a completion"
+        enough = run.model.model == EMBEDDED and room >= ENOUGH_EMBEDDED
         found.error(
             condition,
             "training.max_tokens",
             f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
-            f"in all, of which prompts take up to {max(longest, 1)}; at most {room} are left"
-            + (", and 64 are enough" if run.model.model == "embedded" else ""),
+            f"in all, of which prompts take up to {longest}; {left}"
+            + (f", and {ENOUGH_EMBEDDED} are enough" if enough else ""),
         )
 
 
@@ -120,6 +134,42 @@ def _try_task(
             found.warn(condition, key, note)
         _measure(found, condition, run, model, task.prompt_tokens or ())
     return [*problems, *held_out]
+
+
+def check_references(found: Findings, condition: Condition, run: RunConfig) -> None:
+    """Warn of references that the reward cannot recognise; each is tried once."""
+    from retrain.models.folder import inspect
+    from retrain.rewards.registry import build_reward
+    from retrain.tasks.download import missing
+    from retrain.tasks.problems import ProblemListTask
+
+    try:
+        reward = build_reward(run.reward, run.plugins.search_paths)
+        if missing(run.data):
+            return
+        task = _task(found, run, inspect(run.model, found.loaded.base_dir))
+    except (RetrainError, ValueError, OSError):
+        # It has been told.
+        return
+    if not isinstance(task, ProblemListTask):
+        return
+    distinct = {problem.answer: problem for problem in (*task.train, *task.all_held_out)}
+    every = -(-len(distinct) // TRIED_REFERENCES)
+    tried = list(distinct.values())[::every]
+    recognised: list[bool | None] = []
+    found.attempt(condition, "reward.type", lambda: recognised.extend(reward.recognises(tried)))
+    known = sum(each is not None for each in recognised)
+    odd = [problem for problem, each in zip(tried, recognised, strict=False) if each is False]
+    if odd:
+        tried_of = plural(known, "different reference")
+        tried_of += f" tried (of {len(distinct):,})" if known < len(distinct) else ""
+        found.warn(
+            condition,
+            "reward.type",
+            f"the reward cannot read {len(odd):,} of {tried_of}: at most an answer with the same "
+            f"text is right there, e.g. {odd[0].answer[:SHOWN_REFERENCE]!r} (problem {odd[0].id}); "
+            "leave such problems out, or write their answers otherwise",
+        )
 
 
 def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:

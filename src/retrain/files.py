@@ -337,6 +337,18 @@ class RunRecord:
         atomic_write_json(self.run_dir / RUN_FILE, self.data)
 
 
+def lfs_pointer(path: Path) -> str:
+    """What is wrong with a file when Git LFS has put its pointer there; empty for any other."""
+    head = b"version https://git-lfs"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(head)) == head:
+            return (
+                f"{path} is Git LFS's pointer to the file and not the file: run `git lfs pull` in "
+                "its repository, or download it"
+            )
+    return ""
+
+
 def _lines(path: Path, limit: int) -> tuple[int, int]:
     """(whole lines, bytes of them), of the first `limit` lines."""
     count = size = 0

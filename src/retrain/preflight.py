@@ -17,7 +17,7 @@ from retrain.config.findings import written_key
 from retrain.config.load import LoadedConfig, Override, Reading, read_config
 from retrain.config.messages import show
 from retrain.config.schema import RunConfig
-from retrain.data_preflight import check_task_and_model, no_such
+from retrain.data_preflight import check_references, check_task_and_model, no_such
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
 from retrain.experiments.memory import has_gpu
 from retrain.files import expanded
@@ -64,7 +64,8 @@ def check_data(loaded: LoadedConfig) -> list[str]:
     Raises ConfigError with all that is wrong.
     """
     found = _Findings(loaded, (), begun=True)
-    found.check_conditions([check for check in _CHECKS if check.run is check_task_and_model])
+    of_data = (check_task_and_model, check_references)
+    found.check_conditions([check for check in _CHECKS if check.run in of_data])
     if found.issues:
         raise ConfigError(found.issues)
     return found.warnings
@@ -350,4 +351,5 @@ _CHECKS = (
     _Check(_backend, ("backend", "loss"), ("training", "model", "inference")),
     _Check(_reward, ("reward", "plugins")),
     _Check(check_task_and_model, ("data", "model", "plugins"), ("training", "evaluation")),
+    _Check(check_references, ("data", "model", "plugins", "reward")),
 )

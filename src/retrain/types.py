@@ -79,11 +79,13 @@ OnDone = Callable[[int, int, Completion], None]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward says of one completion: a number, an outcome, and named parts of it."""
+    """What a reward says of one completion: a number, an outcome, named parts of it, and why, in
+    words, where the outcome alone does not tell."""
 
     reward: float
     outcome: Outcome
     parts: Mapping[str, float] = field(default_factory=dict)
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

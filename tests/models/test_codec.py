@@ -52,6 +52,13 @@ def test_arguments_reach_the_template() -> None:
         assert codec.decode(codec.encode(problem)) == expected
 
 
+def test_a_template_may_begin_the_thinking() -> None:
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}\n"
+    assert with_template(template + "<think>\n").opens_thinking
+    assert not with_template(template).opens_thinking
+    assert not with_template(template + "<think>\n\n</think>\n\n").opens_thinking
+
+
 def test_a_template_that_refuses_the_messages_is_told() -> None:
     template = "{{ raise_exception('System role not supported') }}"
     messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"})

@@ -114,7 +114,7 @@ HOSTILE: tuple[tuple[str, str, str], ...] = (
     ("Arabic digits", boxed("\u0665"), "5"),
     ("wide digits", boxed("\uff15"), "5"),
     ("bold digits", boxed("\U0001d7d3"), "5"),
-    ("a superscript", boxed("5\u00b2"), "25"),
+    ("a superscript", boxed("5\u00b2"), "52"),
     ("a zero-width space", boxed("5\u200b.5"), "5.5"),
     ("right to left", boxed("\u202e5.5"), "5.5"),
     ("a Cyrillic letter", boxed("\u0445+1"), "x+1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from hypothesis import strategies as st
 
 from retrain.rewards import math_pool
 from retrain.rewards.match import MatchReward, last_boxed
-from retrain.rewards.math_pool import MathPool
+from retrain.rewards.math_pool import OVER_BUDGET, MathPool, Verdict
+from retrain.rewards.math_text import plain
 from retrain.rewards.mathematics import MathReward, at_once
 from retrain.rewards.reward import RewardFailedError, Scoring
 from retrain.types import Score
@@ -42,6 +46,12 @@ def pool_of(reward: MathReward) -> MathPool:
 
 def processes(reward: MathReward) -> list[int]:
     return [live._process.pid for live in pool_of(reward)._live]
+
+
+def fork_of(pid: int) -> int | None:
+    """The process that does a checking process's work."""
+    forks = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(forks[0]) if forks else None
 
 
 RIGHT = [
@@ -115,6 +125,62 @@ def test_what_cannot_be_read_is_neither_right_nor_wrong(
     reward: MathReward, reference: str, text: str
 ) -> None:
     assert judged(reward, text, reference) == Score(0.0, "unverifiable")
+
+
+CASES = [
+    json.loads(line)
+    for line in Path(__file__)
+    .with_name("math_cases.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def judgements() -> list[tuple[dict[str, str], str]]:
+    """Each case with its outcome, judged as one rollout."""
+    with MathReward() as reward:
+        pending = [
+            reward.begin(problem(case["reference"]), completion(f"\\boxed{{{case['answer']}}}"))
+            for case in CASES
+        ]
+        return [
+            (case, score.outcome if (score := wait()) else "none")
+            for case, wait in zip(CASES, pending, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(case["kind"] for case in CASES))
+def test_answers_that_look_alike(judgements: list[tuple[dict[str, str], str]], kind: str) -> None:
+    """`math_cases.jsonl`: right and wrong answers of the kinds that are easily mistaken."""
+    of_kind = [(case, outcome) for case, outcome in judgements if case["kind"] == kind]
+    assert [(case, outcome) for case, outcome in of_kind if outcome != case["right"]] == []
+    assert min(Counter(case["right"] for case, _ in of_kind).values()) > 0
+
+
+_LATEX = (
+    r"\text{ \frac \sqrt \boxed{ \{ \in \circ \, { } ( ) [ ; , . ^ _ ' $ ~ = - / 12 345 e x or cm"
+)
+_PIECES = st.sampled_from(
+    [*_LATEX.split(), " ", "base ", "...", "\N{MINUS SIGN}", "\N{DEGREE SIGN}"]
+)
+
+
+@given(st.lists(_PIECES, max_size=30).map("".join))
+def test_any_text_has_a_plain_form(text: str) -> None:
+    assert plain(text) == plain(f"\\[ {text} \\]")
+    if text.strip():
+        assert at_once(text.strip(), text.strip()) == Score(1.0, "correct")
+
+
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "\\text{", "(", "\\, ", "...", ",", "1 ", "\\text{a} ", "^(", "a or "]
+)
+def test_the_plain_form_of_a_hostile_text_takes_no_quadratic_time(piece: str) -> None:
+    """In cubic time, as patterns with several runs of spaces take, each of these would take
+    minutes."""
+    for text in (piece * (2000 // len(piece)), "1" + piece * (1990 // len(piece)) + "\\}"):
+        assert plain(text) is not None
 
 
 def test_an_answer_without_a_box_is_wrong(reward: MathReward) -> None:
@@ -199,7 +265,7 @@ def test_the_processes_are_limited_by_the_kernel(
     reward: MathReward, verdicts: dict[str, Score | None]
 ) -> None:
     judged(reward, r"\boxed{\frac{1}{3}}", "0.25")
-    (pid,) = processes(reward)
+    pid = fork_of(*processes(reward))
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     by_name = {line[:25].strip(): line[25:].split() for line in limits}
     assert int(by_name["Max address space"][0]) < 2 * 2**30
@@ -277,9 +343,15 @@ def test_a_killed_process_costs_one_answer_at_most_and_is_replaced(reward: MathR
     judged(reward, r"\boxed{\frac{1}{5}}", "0.125")
     (before,) = processes(reward)
     os.kill(before, signal.SIGKILL)
+    assert eventually(lambda: gone(before))
     assert judged(reward, r"\boxed{\frac{1}{5}}", "0.2").outcome == "correct"
     (after,) = processes(reward)
     assert after != before
+    fork = fork_of(after)
+    os.kill(fork, signal.SIGKILL)
+    assert eventually(lambda: fork_of(after) != fork)
+    assert judged(reward, r"\boxed{\frac{1}{5}}", "1/7").outcome == "wrong"
+    assert processes(reward) == [after]
 
 
 def test_ctrl_c_is_not_for_the_processes(reward: MathReward) -> None:
@@ -306,6 +378,75 @@ def test_out_of_time_and_unread_references_are_told_once(
     assert len(messages) == 2
     assert "Problem a: 'is it ('" in messages[0]
     assert "[reward].timeout" in messages[1]
+
+
+class Pretended:
+    """A checking process for answers that say how many seconds they take."""
+
+    begin = threading.Event()
+
+    def __init__(self) -> None:
+        self.checks, self.is_fit = 0, True
+
+    def check(self, task: Any) -> tuple[Verdict, float]:
+        assert self.begin.wait(60)
+        seconds = float(task.answer)
+        if seconds > task.limit:
+            return Verdict("unverifiable", "time"), task.limit
+        return Verdict("correct"), seconds
+
+    def kill(self) -> None:
+        """Nothing is there."""
+
+
+def test_what_a_step_has_time_for_is_spread_over_its_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(math_pool, "_Process", Pretended)
+    pool = MathPool(timeout=5.0, size=1)
+    pool.begin_step()
+    # 47 answers have 30 + 47 x 0.05 = 32.35 s. Their first tries take 42 x 0.1 + 5 x 0.01, the
+    # second ones 42 x 0.4, and in what is left 12 answers are checked, two a problem in turns.
+    asked = [("a", "1.0")] * 40 + [("b", "1.0")] * 2 + [("c", "0.01")] * 5
+    checked = [(reference, pool.check(reference, answer)) for reference, answer in asked]
+    Pretended.begin.set()
+    outcomes = Counter(
+        (reference, "over" if check.exception(60) else check.result().outcome)
+        for reference, check in checked
+    )
+    assert outcomes == {
+        ("a", "correct"): 10,
+        ("a", "over"): 30,
+        ("b", "correct"): 2,
+        ("c", "correct"): 5,
+    }
+    with caplog.at_level(logging.WARNING, logger="retrain"):
+        pool.begin_step()
+        assert pool.check("a", "4.0").result(60).outcome == "correct"
+        pool.close()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "30 of 47 answers of a step could not be checked" in message
+    assert "longer than 32.4 s together" in message
+
+
+def test_answers_that_take_long_cost_the_others_of_a_step_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("FIRST_S", 0.05), ("STEP_LIMITS", 1.0)):
+        monkeypatch.setattr(math_pool, name, value)
+    endless = [completion(rf"\boxed{{\prod_{{k=1}}^{{9999999{n}}} k}}") for n in range(8)]
+    quick = group("0.25", r"\boxed{\frac{1}{4}}", r"\boxed{\frac{1}{3}}", name="quick")
+    groups = [replace(quick, problem=problem("5.5"), completions=tuple(endless)), quick]
+    with MathReward(timeout=0.2, processes=1) as reward:
+        hogs, others = Scoring(reward, [each.problem for each in groups]).scored(groups)
+        assert [score.outcome for score in others.scores] == ["correct", "wrong"]
+        assert {score.outcome for score in hogs.scores} == {"unverifiable"}
+        assert OVER_BUDGET in {score.why for score in hogs.scores}
+        # Another step has time for what this one had none for.
+        Scoring(reward, [groups[0].problem])
+        late = [score.why for score in hogs.scores].index(OVER_BUDGET)
+        again = reward.score(groups[0].problem, endless[late])
+        assert again.why == "the check took too long"  # type: ignore[union-attr]
 
 
 def test_what_is_begun_while_decoding_is_scored_in_order(reward: MathReward) -> None:

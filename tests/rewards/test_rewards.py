@@ -13,7 +13,7 @@ from retrain.errors import InputError
 from retrain.rewards.custom import CustomReward, RewardFailedError
 from retrain.rewards.match import MatchReward, last_boxed
 from retrain.rewards.registry import build_reward
-from retrain.rewards.reward import score
+from retrain.rewards.reward import Scoring, score
 from retrain.types import Completion, Group, Problem, Score
 
 
@@ -35,7 +35,37 @@ def judged(text: str, answer: str) -> Score:
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
         (r"\boxed{\frac{1}{2}}", r"\boxed{\frac{1}{2}}", True),
         (r"\boxed{72", "72", False),
-        (r"\boxed{72} and \boxed{7", "72", True),
+        # A last box that was cut off is no answer, and none before it is the last one.
+        (r"\boxed{72} and \boxed{7", "72", False),
+        (r"\boxed{72} and \boxed", "72", False),
+        (r"\boxed{72}, in \boxed as asked", "72", True),
+        (r"\boxed {72}", "72", True),
+        ("\\boxed\n{72}", "72", True),
+        (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right.", True),
+        # Thinking is no answer.
+        (r"<think>\boxed{72}", "72", False),
+        (r"<think>\boxed{72}</think>", "72", False),
+        (r"<think>\boxed{72}</think> So 72.", "72", False),
+        (r"<think>\boxed{71}</think>\boxed{72}", "72", True),
+        (r"it is \boxed{72}</think>", "72", False),
+        (r"maybe \boxed{71}</think> \boxed{72}", "72", True),
+        (r"<think>a</think>\boxed{72}<think>\boxed{71}", "72", True),
+        (r"<think>a</think>\boxed{72}<think>b</think>\boxed{7", "72", False),
+        (r"<thinking>\boxed{72}</thinking>", "72", False),
+        (r"[THINK]\boxed{71}[/THINK]\boxed{72}", "72", True),
+        # Letters of multiple choice.
+        (r"\boxed{\text{C}}", "C", True),
+        (r"\boxed{(C)}", "C", True),
+        (r"\boxed{C. because}", "C", True),
+        (r"\boxed{\textbf{(C)}\ 12}", "C", True),
+        (r"\boxed{Answer: C}", "C", True),
+        (r"\boxed{C}", "(C)", True),
+        (r"\boxed{D. not C}", "C", False),
+        (r"\boxed{A, C}", "C", False),
+        (r"\boxed{C. 12}", "C. 13", False),
+        (r"\boxed{AC}", "C", False),
+        (r"\boxed{c}", "C", False),
+        (r"\boxed{(x)(x+1)}", "(x)(x+2)", False),
         (r"72", "72", False),
         (r"\boxed{}", "", False),
         (r"\boxed{ }", " ", False),
@@ -50,7 +80,9 @@ def test_match(text: str, answer: str, right: bool) -> None:
 
 
 balanced = st.recursive(
-    st.text("ab1 \\", max_size=4),
+    st.lists(st.sampled_from(["a", "1", " ", "\\frac", "\\{", "\\}", "\\\\"]), max_size=4).map(
+        "".join
+    ),
     lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
     max_leaves=8,
 )
@@ -119,6 +151,16 @@ def test_registry(tmp_path: Path) -> None:
         build_reward(settings.model_copy(update={"custom_function": "function"}), [tmp_path])
 
 
+def test_thinking_that_the_prompt_began_and_nothing_ended_is_no_answer() -> None:
+    texts = [r"\boxed{7}", r"maybe \boxed{6}</think>\boxed{7}", r"\boxed{7}</think>"]
+    group = Group(Problem("p", "?", "7"), np.arange(1), tuple(map(completion, texts)))
+    for opens_thinking, rewards in ((True, [0.0, 1.0, 0.0]), (False, [1.0, 1.0, 0.0])):
+        scoring = Scoring(MatchReward(), [group.problem], opens_thinking)
+        (scored,) = scoring.scored([group])
+        assert scored.rewards.tolist() == rewards
+        assert [each.text for each in scored.completions] == texts
+
+
 def test_score_keeps_the_order() -> None:
     group = Group(
         Problem("p", "?", "7"), np.arange(1), (completion(r"\boxed{7}"), completion("no"))
@@ -130,10 +172,13 @@ def test_score_keeps_the_order() -> None:
     ("text", "found"),
     [
         ("\\boxed{" * 100_000, None),
-        ("\\boxed{1}" + "\\boxed{" * 100_000, "1"),
+        ("\\boxed{1}" + "\\boxed{" * 100_000, None),
+        ("\\boxed" + " " * 100_000 + "{1}", "1"),
+        (("\\boxed" + " " * 1000) * 1000, None),
+        ("\\" * 100_000 + "\\boxed{1}", "1"),
         ("\\boxed{" * 100_000 + "1" + "}" * 100_000, "1"),
         ("\\boxed{1}" * 100_000 + "{" * 100_000, "1"),
-        ("}" * 100_000 + "\\boxed{1}" + "\\boxed{{" * 100_000 + "}", "1"),
+        ("}" * 100_000 + "\\boxed{1}" + "\\boxed{{" * 100_000 + "}", None),
     ],
 )
 def test_the_last_box_of_a_hostile_text_is_found_at_once(text: str, found: str | None) -> None:
@@ -141,8 +186,8 @@ def test_the_last_box_of_a_hostile_text_is_found_at_once(text: str, found: str |
     assert last_boxed(text) == found
 
 
-@given(st.text("{}\\boxed ", max_size=60))
-def test_the_last_box_is_what_trying_all_of_them_finds(text: str) -> None:
+@given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "x", " "]), max_size=12).map("".join))
+def test_the_last_box_ends_where_its_braces_balance(text: str) -> None:
     def closed(start: int) -> str | None:
         depth = 1
         for position in range(start, len(text)):
@@ -152,5 +197,4 @@ def test_the_last_box_is_what_trying_all_of_them_finds(text: str) -> None:
         return None
 
     starts = [i + 7 for i in range(len(text)) if text.startswith("\\boxed{", i)]
-    boxes = [box for box in map(closed, starts) if box is not None]
-    assert last_boxed(text) == (boxes[-1] if boxes else None)
+    assert last_boxed(text) == (closed(starts[-1]) if starts else None)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +23,8 @@ from retrain.tasks.problems import ProblemListTask
 from retrain.tasks.rows import Fields, answer_text, collect, look_up, problem_id
 from retrain.types import Problem
 from tests.tasks.data_sets import guru_rows, write_parquet
+
+NESTED = pa.struct([("in", pa.list_(pa.float32()))])
 
 
 def write_jsonl(path: Path, *rows: Any) -> Path:
@@ -265,6 +271,15 @@ def test_held_out_path_and_split_that_disagree(
         (4.0, "4"),
         (-0.25, "-0.25"),
         (2.0**60, "1152921504606846976"),
+        (-0.0, "0"),
+        (0.00001, "0.00001"),
+        (-1.5e-7, "-0.00000015"),
+        (1e23, "1" + 23 * "0"),
+        (np.float64(1e-5), "0.00001"),
+        (Decimal("1E-7"), "0.0000001"),
+        (Decimal("0." + 30 * "12"), "0." + 30 * "12"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("NaN"), None),
         (Decimal("4.50"), "4.5"),
         (Decimal("100"), "100"),
         ("  ", None),
@@ -282,6 +297,30 @@ def test_answers_as_text(value: Any, text: str | None) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_as_text_is_that_number(value: float) -> None:
     assert float(answer_text(value) or "x") == value
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_no_answer_has_an_exponent(value: float) -> None:
+    assert re.fullmatch(r"-?[0-9]+(\.[0-9]*[1-9])?", answer_text(value) or "")
+
+
+def test_narrow_floats_are_the_decimals_that_were_written(tmp_path: Path) -> None:
+    narrow = pa.array([0.1, None, 1e-5], pa.float32())
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "answer": narrow,
+            "half": narrow.cast(pa.float16()),
+            "more": pa.array([{"in": [0.1, None]}, None, {"in": None}], NESTED),
+            "wide": [0.1, 0.25, 1 / 3],
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    task = parquet(tmp_path / "x.parquet")
+    found = {problem.prompt: problem for problem in (*task.train, *task.all_held_out)}
+    assert {name: problem.answer for name, problem in found.items()} == {"a": "0.1", "c": "0.00001"}
+    assert found["a"].metadata == {"half": 0.1, "more": {"in": [0.1, None]}, "wide": 0.1}
+    assert found["c"].metadata == {"half": 1e-5, "more": {"in": None}, "wide": 1 / 3}
 
 
 keys = st.text("abc", min_size=1, max_size=2)

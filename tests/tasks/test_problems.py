@@ -64,6 +64,9 @@ def test_registry(tmp_path: Path) -> None:
         "    return [Problem(str(i), 'q', 'a') for i in range(data.max_examples or 40)]\n"
         "def twice():\n    return [Problem('same', 'q', 'a')] * 2\n"
         "def number():\n    return 3\n"
+        "def unwritten():\n    return [Problem('p7', 'q', 0.5)]\n"
+        "class Whole:\n    held_out = print\n"
+        "    train_batch = staticmethod(lambda *a: [Problem('p7', 'q', 7)])\n"
         "class Half:\n    train_batch = held_out = staticmethod(lambda *a: [1])\n"
     )
     task = build_task(DataConfig(source="own_task_module.listed"), [tmp_path])
@@ -75,6 +78,8 @@ def test_registry(tmp_path: Path) -> None:
         ("own_task_module.lister", "did you mean listed"),
         ("own_task_module.twice", "two problems with one id"),
         ("own_task_module.number", "returned int"),
+        ("own_task_module.unwritten", "problem p7 has the answer 0.5; text is wanted"),
+        ("own_task_module.Whole", "problem p7 has the answer 7; text is wanted"),
         ("own_task_module.Half", "returned \\[1\\]"),
         ("no_such_module.fn", "no_such_module"),
     ]:

@@ -185,10 +185,10 @@ def test_the_folder_and_the_codec_count_alike() -> None:
     assert model.prompt_tokens_batch([]) == []
 
 
-def preflight(folder: Path, **data: object) -> list[str]:
+def preflight(folder: Path, training: dict[str, int] | None = None, **data: object) -> list[str]:
     tables = {
         "data": {"source": "jsonl", "path": str(folder / "problems.jsonl"), **data},
-        "training": {"max_tokens": 64, "batch_size": 4},
+        "training": training or {"max_tokens": 64, "batch_size": 4},
         "evaluation": {"num_problems": 1},
         "campaign": {
             "seeds": [1],
@@ -221,3 +221,31 @@ def test_the_preflight_warns_of_prompts_that_leave_little_room(tmp_path: Path) -
     write(tmp_path, count=200, p190="x" * 190)
     (warning,) = [w for w in preflight(tmp_path) if w.startswith("training.max_tokens")]
     assert "1 prompt of 200 leave less room than 64 tokens" in warning
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        (60, "at most 193 are left, and 64 are enough"),
+        (190, "at most 63 are left"),
+        (252, "at most 1 are left"),
+    ],
+)
+def test_what_does_not_fit_is_told_without_advice_that_does_not_fit_either(
+    tmp_path: Path, length: int, said: str
+) -> None:
+    write(tmp_path, count=100, **{f"p{i}": f"{i:x>{length}}" for i in range(100)})
+    with pytest.raises(ConfigError) as caught:
+        preflight(tmp_path, training={"max_tokens": 200, "batch_size": 4})
+    (issue,) = caught.value.issues
+    assert issue.key == "training.max_tokens"
+    assert issue.message.endswith(said)
+
+
+def test_where_all_prompts_are_long_none_is_to_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path, count=100, **{f"p{i}": f"{i:x>190}" for i in range(100)})
+    loaded = preflight(tmp_path, training={"max_tokens": 63, "batch_size": 4})
+    assert not [warning for warning in loaded if warning.startswith("training.max_tokens")]
+    write(tmp_path, count=100, **{f"p{i}": f"{i:x>300}" for i in range(100)})
+    with pytest.raises(ConfigError, match="take a model with a longer one"):
+        preflight(tmp_path)

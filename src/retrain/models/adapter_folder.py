@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from retrain.config.messages import did_you_mean
 from retrain.config.schema import ModelConfig
-from retrain.files import FINAL_FOLDER, RUN_FILE
+from retrain.files import FINAL_FOLDER, RUN_FILE, lfs_pointer
 from retrain.policies.tinker.paths import is_service_path
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -54,6 +54,9 @@ def adapter_problems(model: ModelConfig) -> Iterator[tuple[str, str]]:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         yield key, f"{folder} holds no adapter: adapter_model.safetensors is missing"
+        return
+    if pointer := lfs_pointer(weights):
+        yield key, pointer
         return
     other = list(_another_kind(model, folder, config))
     yield from other

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrain.errors import InputError
+from retrain.models.folder import check_ids
 from retrain.types import IntArray, Problem
 
 if TYPE_CHECKING:
@@ -32,8 +34,11 @@ class ChatCodec:
         tokenizer: PreTrainedTokenizerBase | TinyTokenizer,
         eos_ids: tuple[int, ...],
         template_args: Mapping[str, Any] | None = None,
+        vocabulary: int | None = None,
     ) -> None:
-        """template_args: further variables of the chat template, e.g. `enable_thinking`."""
+        """template_args: further variables of the chat template, e.g. `enable_thinking`.
+        vocabulary: how many tokens the model has embeddings of; None when that is not known."""
+        eos_ids = tuple(end for end in eos_ids if vocabulary is None or end < vocabulary)
         if not eos_ids:
             raise InputError(
                 "model.model: neither the tokenizer nor generation_config.json names an end "
@@ -47,6 +52,7 @@ class ChatCodec:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self._template_args = dict(template_args or {})
+        self._vocabulary = vocabulary
         self._special = frozenset(tokenizer.all_special_ids)
         self._piece_cache: dict[int, str] = {}
 
@@ -69,7 +75,19 @@ class ChatCodec:
                 f"the model's chat template refuses the prompt of problem {problem.id} (messages "
                 f"of {roles}): {error}; change [data].system_prompt or the data"
             ) from error
-        return np.asarray(encoded["input_ids"], dtype=np.int64)
+        ids = encoded["input_ids"]
+        check_ids(ids, self._vocabulary, lambda token: str(self.tokenizer.decode([token])))
+        return np.asarray(ids, dtype=np.int64)
+
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether prompts end in `<think>`, so that completions begin with thinking."""
+        try:
+            prompt = self.encode(Problem("probe", "?", ""))
+        except InputError:
+            return False
+        end = str(self.tokenizer.decode(prompt[-16:].tolist(), skip_special_tokens=False))
+        return end.rstrip().endswith("<think>")
 
     def decode(self, token_ids: IntArray) -> str:
         """Text without special tokens."""

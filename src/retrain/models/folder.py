@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,15 @@ from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
 from retrain.config.schema import ModelConfig
-from retrain.models.shape import ModelShape, context_of, weight_shapes
+from retrain.errors import InputError
+from retrain.files import lfs_pointer
+from retrain.models.shape import (
+    ModelShape,
+    context_of,
+    vocabulary_of,
+    weight_shapes,
+    weights_problem,
+)
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -93,7 +101,9 @@ def inspect_model(name: str, base_dir: Path, revision: str = "") -> ModelFolder:
 def _inspect(path: Path) -> ModelFolder:
     if not path.is_dir():
         return ModelFolder(path, None, (f"there is no folder {path}",))
-    problems = []
+    problems = list(_damage(path))
+    if problems:
+        return ModelFolder(path, None, tuple(problems))
     config = _read_json(path / "config.json")
     if config is None:
         hint = _below(path)
@@ -110,8 +120,19 @@ def _inspect(path: Path) -> ModelFolder:
         adapter = (path / "adapter_config.json").is_file()
         hint = "; it is a LoRA adapter, name the base model" if adapter else ""
         problems.append(f"{path} has no weights (*.safetensors){hint}")
-    context = context_of(config)
-    return ModelFolder(path, context, tuple(problems), config, _encoder(path), _renderer(path))
+    context, encode = context_of(config), _encoder(path, vocabulary_of(config))
+    return ModelFolder(path, context, tuple(problems), config, encode, _renderer(path))
+
+
+def _damage(path: Path) -> Iterator[str]:
+    """What is wrong with the files that a model is loaded from."""
+    weights = sorted(path.glob("model*.safetensors"))
+    loaded = weights or sorted(path.glob("pytorch_model*.bin"))
+    for file in (path / "config.json", *(path / name for name in TOKENIZER_FILES), *loaded):
+        if pointer := lfs_pointer(file):
+            yield pointer
+        elif file in weights and (problem := weights_problem(file)):
+            yield problem
 
 
 def _below(path: Path) -> str:
@@ -137,12 +158,14 @@ def _template(path: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _encoder(path: Path) -> Callable[[list[str]], list[int]] | None:
+def _encoder(path: Path, vocabulary: int | None) -> Callable[[list[str]], list[int]] | None:
     if not (path / "tokenizer.json").is_file():
         return None
 
     def encode(texts: list[str]) -> list[int]:
         encoded = tokenizer().encode_batch_fast(texts, add_special_tokens=False)
+        for encoding in encoded:
+            check_ids(encoding.ids, vocabulary, tokenizer().id_to_token)
         return [len(encoding.ids) for encoding in encoded]
 
     @cache
@@ -152,6 +175,18 @@ def _encoder(path: Path) -> Callable[[list[str]], list[int]] | None:
         return Tokenizer.from_file(str(path / "tokenizer.json"))
 
     return encode
+
+
+def check_ids(
+    ids: Sequence[int], vocabulary: int | None, name_of: Callable[[int], str | None]
+) -> None:
+    """Raise InputError for a prompt with a token that the model has no embedding of."""
+    if vocabulary is not None and ids and (worst := max(ids)) >= vocabulary:
+        raise InputError(
+            f"model.model: the prompts hold the token {worst} ({name_of(worst)!r}), and the model "
+            f"has embeddings of {vocabulary} tokens only: the tokenizer or its chat template is "
+            "another model's; take the one that the model was trained with"
+        )
 
 
 def template_variables(path: Path) -> set[str] | None:

@@ -88,14 +88,18 @@ class ModelShape:
 def context_of(config: Mapping[str, Any]) -> int | None:
     """Tokens that prompt and completion may have together, from `config.json`; None if it does not
     say."""
+    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model has embeddings of, likewise."""
+    return _number(config, "vocab_size")
+
+
+def _number(config: Mapping[str, Any], *keys: str) -> int | None:
     text = config.get("text_config")
     sources = [config, text if isinstance(text, Mapping) else {}]
-    found = (
-        source[key]
-        for source in sources
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len")
-        if isinstance(source.get(key), int)
-    )
+    found = (source[key] for source in sources for key in keys if isinstance(source.get(key), int))
     return next(found, None)
 
 
@@ -130,14 +134,32 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
     """Shapes of the tensors in a folder's safetensors files, from their headers alone; empty when
     there are none, or when one cannot be read."""
     found: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                if size > _MAX_HEADER:
-                    return {}
-                header = json.loads(file.read(size))
-            found |= {k: v["shape"] for k, v in header.items() if k != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
-            return {}
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            found |= {name: tensor["shape"] for name, tensor in _header(path)[0].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return {}
     return found
+
+
+def weights_problem(path: Path) -> str:
+    """Why a safetensors file is none, or not the whole of one; empty for a whole one."""
+    try:
+        tensors, start = _header(path)
+        size = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        return f"{path} is damaged, or no safetensors file: its header cannot be read"
+    if size != (there := path.stat().st_size):
+        return f"{path} is damaged: it has {there:,} bytes of {size:,}; download it again"
+    return ""
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """(what the header says of each tensor, where their data begins)."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > _MAX_HEADER:
+            raise ValueError("the header is too large")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return header, 8 + size

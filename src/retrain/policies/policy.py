@@ -87,6 +87,10 @@ class Codec(Protocol):
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a completion."""
 
+    @property
+    def opens_thinking(self) -> bool:
+        """Whether prompts end in `<think>`, so that completions begin with thinking."""
+
     def encode(self, problem: Problem) -> IntArray:
         """The prompt's token ids (tokens,), through the chat template, ready to be continued."""
 

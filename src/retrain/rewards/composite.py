@@ -38,6 +38,18 @@ class CompositeReward(Reward):
         for part in self._parts:
             part.reward.probe(problem, completion)
 
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        # False when a part says so, else True when one does.
+        of_parts = (part.reward.recognises(problems) for part in self._parts)
+        return [
+            min((each for each in of_one if each is not None), default=None)
+            for of_one in zip(*of_parts, strict=True)
+        ]
+
+    def begin_step(self) -> None:
+        for part in self._parts:
+            part.reward.begin_step()
+
     def open(self) -> None:
         for part in self._parts:
             part.reward.open()
@@ -49,6 +61,7 @@ class CompositeReward(Reward):
     def _sum(self, scores: Sequence[Score | None]) -> Score | None:
         total, unverifiable = 0.0, False
         values: dict[str, float] = {}
+        reasons: list[str] = []
         for part, score in zip(self._parts, scores, strict=True):
             if score is None:
                 return None
@@ -56,6 +69,8 @@ class CompositeReward(Reward):
             unverifiable = unverifiable or score.outcome == "unverifiable"
             values[part.name] = score.reward
             values |= {f"{part.name}/{name}": value for name, value in score.parts.items()}
+            reasons += [f"{part.name}: {score.why}"] if score.why else []
+        why = "; ".join(reasons)
         if total >= self._threshold:
-            return Score(total, "correct", values)
-        return Score(total, "unverifiable" if unverifiable else "wrong", values)
+            return Score(total, "correct", values, why)
+        return Score(total, "unverifiable" if unverifiable else "wrong", values, why)

@@ -1,28 +1,58 @@
-"""The last `\\boxed{}` equals the reference answer, as text."""
+"""Where the answer of a completion stands, and the reward that compares it as text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from retrain.rewards.math_text import choice
 from retrain.rewards.reward import Reward
 from retrain.types import Completion, Problem, Score
 
-_OPENING = "\\boxed{"
-_BRACES = re.compile(r"[{}]")
-_BOXES_AND_BRACES = re.compile(r"\\boxed\{|[{}]")
+NO_ANSWER = "no answer in a \\boxed{}"
+# A box that was cut off before its brace is the last one, too.
+_BOX = re.compile(r"\\boxed\s*(?:\{|\Z)")
+_BRACES = re.compile(r"\\[\\{}]|[{}]")
+_THINKING = re.compile(r"<(/?)think(?:ing)?>|\[(/?)THINK\]")
 
 
 class MatchReward(Reward):
     """1 when the last boxed answer equals the reference, white space aside; else 0.
 
-    An empty answer never equals anything, not even an empty reference.
+    The letters of multiple choice are equal however they are written. An empty answer never equals
+    anything, not even an empty reference.
     """
 
     def score(self, problem: Problem, completion: Completion) -> Score:
-        found = without_space(last_boxed(completion.text) or "")
-        wanted = without_space(reference_of(problem))
-        right = bool(found) and found == wanted
-        return Score(float(right), "correct" if right else "wrong")
+        found, wanted = final_answer(completion) or "", reference_of(problem)
+        same = without_space(found) == without_space(wanted) != ""
+        if same or same_choice(wanted, found) is True:
+            return Score(1.0, "correct")
+        return Score(0.0, "wrong", why="" if found else NO_ANSWER)
+
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        texts = [reference_of(problem) for problem in problems]
+        return [last_boxed(f"\\boxed{{{text}}}") == text for text in texts]
+
+
+def final_answer(completion: Completion) -> str | None:
+    """What stands in the last box outside of the completion's thinking; None when there is none."""
+    found = last_boxed(without_thinking(completion.text))
+    return None if found is None else found.strip()
+
+
+def without_thinking(text: str) -> str:
+    """What stands after the last `</think>`, and before a `<think>` that is never closed.
+
+    A template that ends in `<think>` leaves only `</think>` in the completion.
+    """
+    start, end = 0, len(text)
+    for mark in _THINKING.finditer(text):
+        if mark[1] or mark[2]:
+            start, end = mark.end(), len(text)
+        elif end == len(text):
+            end = mark.start()
+    return text[start:end]
 
 
 def reference_of(problem: Problem) -> str:
@@ -31,33 +61,31 @@ def reference_of(problem: Problem) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{…}` whose braces balance; None when there is none.
+    """What stands in the last `\\boxed{…}`; None when there is none, or it is never closed.
 
-    Takes time in proportion to the text, whatever the text is.
+    Braces are counted as LaTeX does, which takes `\\{` for a sign. Takes time in proportion to the
+    text, whatever the text is.
     """
-    start = text.rfind(_OPENING)
+    start = -1
+    for box in _BOX.finditer(text):
+        start = box.end()
     if start == -1:
         return None
     depth = 1
-    for brace in _BRACES.finditer(text, start + len(_OPENING)):
-        depth += 1 if brace[0] == "{" else -1
+    for brace in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start + len(_OPENING) : brace.start()]
-    return _last_balanced(text)
+            return text[start : brace.start()]
+    return None
 
 
-def _last_balanced(text: str) -> str | None:
-    """The same when the last box is never closed: one pass over all braces."""
-    open_braces: list[tuple[int, bool]] = []
-    best: tuple[int, int] | None = None
-    for token in _BOXES_AND_BRACES.finditer(text):
-        if token[0] != "}":
-            open_braces.append((token.end(), token[0] != "{"))
-        elif open_braces:
-            start, boxed = open_braces.pop()
-            if boxed and (best is None or start > best[0]):
-                best = (start, token.start())
-    return text[slice(*best)] if best else None
+def same_choice(reference: str, answer: str) -> bool | None:
+    """Whether both are the same letter of multiple choice; None when one is no such letter, or
+    when what each says after the same letter has to be compared."""
+    one, other = choice(reference), choice(answer)
+    if one is None or other is None or (one[0] == other[0] and one[1] and other[1]):
+        return None
+    return one[0] == other[0]
 
 
 def without_space(text: str) -> str:

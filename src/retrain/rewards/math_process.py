@@ -1,10 +1,13 @@
 """A process that compares mathematical answers; started as a script, by `math_pool`.
 
-    python -P math_process.py CPU_SECONDS MEMORY_BYTES
+    python -P math_process.py MEMORY_BYTES
 
-Reads one JSON object a line, {"reference": …, "answer": …}, and writes one for each,
-{"outcome": "correct" | "wrong" | "unverifiable", "reason": …}. The first line that it writes says
-that it is ready, or why it cannot be. It ends with its input.
+Reads one JSON object a line, {"reference": …, "answer": …, "seconds": CPU time that it may take},
+both as `math_text.plain` writes them, and writes one for each, {"outcome": "correct" | "wrong" |
+"unverifiable", "reason": …, "cpu": CPU seconds, or null when the check was ended}. The first line
+that it writes says that it is ready, or why it cannot be. It ends with its input. It loads the
+libraries once and checks in a fork of itself: when a check is ended, the next fork is there in
+milliseconds.
 
 What it reads was written by a model that is paid for good answers, so nothing is left to good
 will. sympy makes Python source of parts of an expression in places (`lambdify`, `parse_expr`),
@@ -19,25 +22,26 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import re
 import resource
 import signal
 import sys
+import time
 from functools import lru_cache
 from typing import Any
 
-LONGEST = 2000
-"""Characters of an answer or a reference; longer ones are not read."""
-DEEPEST = 60
-"""Braces and brackets inside each other."""
-MOST_DIGITS = 5000
-"""Digits of a number that is computed."""
+from retrain.rewards.math_size import MOST_DIGITS, UnreadableError, check_shape, check_size
+
+CHECKS_A_FORK = 5000
+"""sympy's caches grow; a fork is replaced before they fill its memory."""
 
 _NUMBER = re.compile(
     r"(?P<whole>-?[0-9]+)/(?P<over>[0-9]+)|-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"
 )
+_COMMANDS = re.compile(r"\\(?:text|math[a-z]+|operatorname|begin|end)\{[^{}]*\}|\\[A-Za-z]+|I")
+_TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DEGREE = r"^\circ"
 _DENIED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "tempfile.", "urllib.")
 _ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk", "os.fwalk"})
 # Builds functions out of numbers alone: how many variables a polynomial has.
@@ -61,13 +65,9 @@ _refused: list[str] = []
 """What the running check was not allowed to do; libraries may keep quiet about it."""
 
 
-class UnreadableError(Exception):
-    """The text is no mathematics that can be read; the message is the reason."""
-
-
 def main() -> None:
     """Serve until the input ends."""
-    cpu_seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    memory = int(sys.argv[1])
     _leave_with_the_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     # Nothing that a library prints may be taken for an answer.
@@ -84,28 +84,60 @@ def main() -> None:
         for reference, answer, _ in _SAMPLES:
             compare(reference, answer)  # what sympy imports late
         _limit(memory)
-        sys.addaudithook(_refuse)
+    except Exception as error:
+        say(failed=f"{type(error).__name__}: {error}")
+        return
+    is_first = True
+    while True:
+        if (fork := os.fork()) == 0:
+            _leave_with_the_parent()
+            sys.addaudithook(_refuse)
+            if not is_first or _is_ready(compare, say):
+                _serve(compare, say)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+        if code == 0:
+            return
+        is_first = False
+        if code != _FULL:
+            reason = {-signal.SIGPROF: "time", _NO_MEMORY: "memory"}.get(code, "crash")
+            say(outcome="unverifiable", reason=reason, cpu=None)
+
+
+_FULL, _NO_MEMORY = 3, 4
+"""Exit codes of a fork after which another one goes on."""
+
+
+def _is_ready(compare: Any, say: Any) -> bool:
+    """Whether the samples are judged as they must be, now that little is allowed."""
+    try:
         for reference, answer, expected in _SAMPLES:
             if (found := compare(reference, answer)) != (expected, ""):
                 raise RuntimeError(f"{reference} and {answer} are {found}, not {expected}")
     except Exception as error:
         say(failed=f"{type(error).__name__}: {error}")
-        return
+        return False
     say(ready=True)
-    for line in sys.stdin:
+    return True
+
+
+def _serve(compare: Any, say: Any) -> None:
+    for count, line in enumerate(sys.stdin, start=1):
         asked = json.loads(line)
         _refused.clear()
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
         try:
             outcome, reason = compare(asked["reference"], asked["answer"])
         except MemoryError:
-            say(outcome="unverifiable", reason="memory", last=True)
-            return
+            os._exit(_NO_MEMORY)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         if outcome == "wrong" and _refused:
             outcome, reason = "unverifiable", f"refused: {_refused[0]}"
-        say(outcome=outcome, reason=reason)
+        say(outcome=outcome, reason=reason, cpu=time.process_time() - started)
+        if count == CHECKS_A_FORK:
+            os._exit(_FULL)
 
 
 def _leave_with_the_parent() -> None:
@@ -158,7 +190,7 @@ def _is_trusted(frame: Any) -> bool:
 
 
 def _load() -> Any:
-    """The comparison, with the libraries that it needs."""
+    """The comparison of two texts that went through `math_text.plain`, with its libraries."""
     import logging
     import warnings
 
@@ -168,8 +200,8 @@ def _load() -> Any:
 
     import sympy
     import sympy.physics.units  # `simplify` imports it late, and it reads names with `parse_expr`
-    from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
-    from math_verify.grader import should_treat_as_complex, verify
+    from latex2sympy2_extended import latex2sympy, latex2sympy2, symbols
+    from math_verify import grader
     from sympy import utilities
     from sympy.core import evalf
     from sympy.parsing import sympy_parser
@@ -184,31 +216,52 @@ def _load() -> Any:
     # sympy reads even "5" by evaluating it as Python: here a number is all that is read.
     sympy_parser.eval_expr = none_made
     sympy_parser.parse_expr = number_of
+    sys.set_int_max_str_digits(4 * MOST_DIGITS)
 
-    settings = NormalizationConfig(
-        basic_latex=True,
-        units=True,
-        malformed_operators=True,
-        nits=True,
-        boxed="none",
-        equations=False,
-    )
+    # R and r, and gamma and Gamma, are different variables; i is a number where it is no index.
+    settings = latex2sympy2.ConversionConfig(lowercase_symbols=False)
+    symbols.sympy_singleton_map.clear()
+    symbols.sympy_singleton_map["pi"] = sympy.pi
+    symbol_of = symbols.get_symbol
+    indexed = False
 
-    def to_sympy(text: str) -> Any:
+    def get_symbol(name: str, is_real: Any = None, lowercase: bool = False) -> Any:
+        if name == "i" and not indexed:
+            return sympy.I
+        return symbol_of(name, is_real, lowercase)
+
+    latex2sympy2.get_symbol = get_symbol
+
+    def same_number(one: Any, other: Any, *_: Any) -> bool:
+        return _same_number(one, other, sympy)
+
+    def same_symbol(one: Any, other: Any) -> bool:
+        return same_number(one, other) or grader.sympy_symbolic_eq(one, other)
+
+    # Their own round to six decimals, chop what is below 1e-15, and pair names by letters.
+    grader.sympy_numeric_eq = same_number
+    grader.sympy_compare_symbols = same_symbol
+
+    def to_sympy(text: str, context: tuple[bool, bool]) -> Any:
+        is_complex, degrees = context
         return latex2sympy(
             text,
-            is_real=not should_treat_as_complex(text),
-            convert_degrees=False,
+            is_real=None if is_complex else True,
+            convert_degrees=degrees,
             normalization_config=None,
+            conversion_config=settings,
         )
 
-    def read(text: str) -> Any:
-        """`math_verify.parse` of one answer that is known to be one: whole, or not at all."""
+    def read(text: str, context: tuple[bool, bool]) -> Any:
+        """One answer that is known to be one: whole, or not at all.
+
+        context: whether variables may be complex, and whether degrees are so many radians.
+        """
         check_shape(text)
-        # Runs of spaces cost some of its patterns quadratic time.
-        text = normalize_latex(" ".join(text.split()), settings)
+        # The letter I is a number to the parser, and a variable to those who write it.
+        text = _COMMANDS.sub(lambda found: "\\text{I}" if found[0] == "I" else found[0], text)
         try:
-            found = to_sympy(text)
+            found = to_sympy(text, context)
         except RecursionError:
             raise UnreadableError("depth") from None
         except MemoryError:
@@ -219,7 +272,7 @@ def _load() -> Any:
             if len(parts) < 3 or set(text) & set(",;<>!"):
                 raise UnreadableError("text") from None
             try:
-                found = to_sympy(parts[-1])
+                found = to_sympy(parts[-1], context)
             except Exception:
                 raise UnreadableError("text") from None
         if not isinstance(found, sympy.Basic | sympy.MatrixBase):
@@ -228,22 +281,37 @@ def _load() -> Any:
         return found
 
     @lru_cache(maxsize=256)
-    def read_reference(text: str) -> Any:
+    def read_reference(text: str, context: tuple[bool, bool], indexed: bool) -> Any:
+        del indexed
         try:
-            return read(text)
+            return read(text, context)
         except UnreadableError:
             return None
 
     def compare(reference: str, answer: str) -> tuple[str, str]:
-        gold = read_reference(reference)
+        nonlocal indexed
+        both = f"{reference} {answer}"
+        indexed = bool(re.search(r"\\(?:sum|prod)(?![a-z])", both))
+        is_complex = grader.should_treat_as_complex(both)
+        turned = bool(_TRIGONOMETRY.search(both)) or (
+            (_DEGREE in reference) != (_DEGREE in answer) and "\\pi" in both
+        )
+        context = (is_complex, turned)
+        gold = read_reference(reference, context, indexed)
         if gold is None:
             return "unverifiable", "reference"
         try:
-            found = read(answer)
+            found = read(answer, context)
         except UnreadableError as error:
             return "unverifiable", f"answer: {error}"
         try:
-            same = verify(gold, found, timeout_seconds=None, raise_on_error=True)
+            same = grader.verify(
+                gold,
+                found,
+                allow_set_relation_comp=True,
+                timeout_seconds=None,
+                raise_on_error=True,
+            )
         except RecursionError:
             return "unverifiable", "depth"
         except MemoryError:
@@ -267,59 +335,46 @@ def number_of(text: str, *_: Any, **__: Any) -> Any:
     return sympy.Integer(text) if text.strip().isdigit() else sympy.Float(text)
 
 
-def check_shape(text: str) -> None:
-    """Raises UnreadableError for a text that no parser needs to see."""
-    if len(text) > LONGEST:
-        raise UnreadableError("length")
-    if not text.strip() or (not text.isascii() and any(_odd(character) for character in text)):
-        raise UnreadableError("text")
-    depth = 0
-    for character in text:
-        if character in "{[(":
-            depth += 1
-            if depth > DEEPEST:
-                raise UnreadableError("depth")
-        elif character in "}])":
-            depth -= 1
-    if max((text.count(sign) for sign in "^!"), default=0) > DEEPEST:
-        raise UnreadableError("depth")
+def _same_number(one: Any, other: Any, sympy: Any) -> bool:
+    """Whether two expressions have the same value, or as decimals agree to six digits.
 
-
-def _odd(character: str) -> bool:
-    """Digits of other scripts, which int() would read, and halves of characters."""
-    return character.isdigit() or "\ud800" <= character <= "\udfff"
-
-
-def check_size(expression: Any, sympy: Any) -> None:
-    """Raises UnreadableError when computing the expression would make an enormous number."""
-
-    def digits(node: Any) -> float:
-        """An upper bound of log10 of the value's size, or of its inverse's, if it is a number."""
-        if isinstance(node, sympy.Rational):
-            return max(len(str(bin(abs(int(node.p))))), len(str(bin(int(node.q))))) * 0.302
-        if isinstance(node, sympy.Float):
-            exponent = abs(float(sympy.log(abs(node), 10))) if node else 0.0
-            return 1.0 + exponent if math.isfinite(exponent) else math.inf
-        below = [digits(argument) for argument in getattr(node, "args", ())]
-        if isinstance(node, sympy.Pow):
-            power = 10.0 ** below[1] if below[1] < 15 else math.inf
-            found = max(below[0], 0.302) * power if node.exp.is_number else max(below)
-            if not node.base.is_number:
-                # Nobody expands (x + 1)^1000000 and lives.
-                found = power if node.exp.is_number else found
-        elif isinstance(node, sympy.factorial):
-            found = 10.0 ** below[0] * max(below[0], 1.0) if below[0] < 15 else math.inf
-            found = found if node.args[0].is_number else below[0]
-        else:
-            found = sum(below)
-        if found > MOST_DIGITS:
-            raise UnreadableError("size")
-        return found
-
+    Where a decimal is written, to within half a unit of the sixth digit, and of the sixth place
+    after the point; otherwise exactly, as far as 25 digits tell. Nothing equals zero but zero.
+    """
+    if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
+        return one.shape == other.shape and all(
+            _same_number(a, b, sympy) for a, b in zip(one.flat(), other.flat(), strict=True)
+        )
+    percent = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+    shares = [e for e in (one, other) if isinstance(e, sympy.Mul) and percent in e.args]
+    if len(shares) == 1:
+        # 50% is 0.5, and what "how many percent" asks for.
+        bare = sympy.Mul(*(factor for factor in shares[0].args if factor != percent))
+        whole = other if shares[0] is one else one
+        if _same_number(bare, whole, sympy):
+            return True
     try:
-        digits(expression)
-    except RecursionError:
-        raise UnreadableError("depth") from None
+        one, other = one.doit(), other.doit()
+        if not (one.is_number and other.is_number):
+            exact = [sympy.nsimplify(part, rational=True) for part in (one, other)]
+            return bool(exact[0] == exact[1] or exact[0] - exact[1] == 0)
+        if one.is_infinite or other.is_infinite or (one.is_Rational and other.is_Rational):
+            return bool(one == other)
+        values = [_value(number, sympy) for number in (one, other)]
+    except (AttributeError, TypeError, ValueError, NotImplementedError):
+        return False
+    size = max(sympy.Abs(value).evalf(30) for value in values)
+    gap = sympy.Abs(values[0] - values[1]).evalf(30)
+    if one.has(sympy.Float) or other.has(sympy.Float):
+        return bool(gap <= max(min(5e-7, 5e-6 * size), 1e-14 * size))
+    return bool(gap <= sympy.Float("1e-25", 30) * size)
+
+
+def _value(number: Any, sympy: Any) -> Any:
+    """30 digits; what cancels to all the digits that sympy tries is zero."""
+    parts = number.evalf(30).as_real_imag()
+    real, imaginary = (0 if part.is_Float and part._prec == 1 else part for part in parts)
+    return real + sympy.I * imaginary
 
 
 if __name__ == "__main__":

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
-from concurrent.futures import CancelledError, Future
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 
 from retrain.errors import InputError
-from retrain.rewards.match import last_boxed, reference_of, without_space
-from retrain.rewards.math_pool import MathPool, Verdict
-from retrain.rewards.math_process import LONGEST
+from retrain.rewards.match import (
+    NO_ANSWER,
+    final_answer,
+    last_boxed,
+    reference_of,
+    same_choice,
+    without_space,
+)
+from retrain.rewards.math_pool import MathPool, OverBudgetError, Verdict
+from retrain.rewards.math_text import LONGEST, choice, plain, same_in_base
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
 from retrain.rewards.threads import Memo
 from retrain.types import Completion, Problem, Score
@@ -18,7 +26,10 @@ from retrain.types import Completion, Problem, Score
 _log = logging.getLogger("retrain")
 
 TIMEOUT_S = 5.0
+GLANCE_S = 10.0
+"""Seconds in which references are looked at before training."""
 _REMEMBERED = 2**16
+_BETWEEN_DIGITS = re.compile(r"(?<=\d) +(?=\d)")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,300}")
 
 _CORRECT = Score(1.0, "correct")
@@ -29,10 +40,11 @@ _UNVERIFIABLE = Score(0.0, "unverifiable")
 class MathReward(Reward):
     """1 for the right answer, 0 for a wrong one and for one that cannot be verified.
 
-    Only the last `\\boxed{}` counts; a completion without one is wrong. What equals the reference
-    as text, and whole numbers, are judged at once; the rest by math-verify in processes of their
-    own. Unverifiable is what neither counts as right nor as wrong: the reference or the answer
-    cannot be read as mathematics, or the check took longer than `timeout` seconds of CPU time.
+    Only the last `\\boxed{}` counts; a completion without one is wrong. Both are brought into one
+    way of writing (`math_text`). What is then the same text, and whole numbers, are judged at once;
+    the rest by math-verify in processes of their own. Unverifiable is what neither counts as right
+    nor as wrong: the reference or the answer cannot be read as mathematics, or the check took
+    longer than `timeout` seconds of CPU time.
     """
 
     early = True
@@ -42,9 +54,35 @@ class MathReward(Reward):
         self._timeout = timeout
         self._processes = processes
         self._pool: MathPool | None = None
+        self._in_a_step = False
         self._memo: Memo[tuple[str, str], Verdict] = Memo(_REMEMBERED)
         self._unread: set[str] = set()
         self._out_of_time = 0
+
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        """Compares each reference with itself, for at most GLANCE_S seconds."""
+        pool = MathPool(self._timeout, self._processes)
+        checks = []
+        for problem in problems:
+            text = reference_of(problem).strip()
+            is_plain = _WHOLE_NUMBER.fullmatch(plain(text)) or choice(text)
+            own = last_boxed(f"\\boxed{{{text}}}") or ""
+            checks.append(None if is_plain else pool.check(plain(text), plain(own)))
+        wait([check for check in checks if check is not None], GLANCE_S)
+        # Before the pool is closed, which gives up what is left.
+        known = [check is None or check.done() for check in checks]
+        try:
+            return [
+                None if not is_known else check is None or check.result().outcome == "correct"
+                for check, is_known in zip(checks, known, strict=True)
+            ]
+        finally:
+            pool.close()
+
+    def begin_step(self) -> None:
+        self._in_a_step = True
+        if self._pool is not None:
+            self._pool.begin_step()
 
     def close(self) -> None:
         if self._pool is not None:
@@ -64,20 +102,21 @@ class MathReward(Reward):
                 )
 
     def begin(self, problem: Problem, completion: Completion) -> Pending:
-        answer = (last_boxed(completion.text) or "").strip()
+        answer = final_answer(completion)
         if not answer:
-            return lambda: _WRONG
+            return lambda: Score(0.0, "wrong", why=NO_ANSWER)
         reference = reference_of(problem).strip()
         if (quick := at_once(reference, answer)) is not None:
             return lambda: quick
-        checked = self._memo.get(
-            (reference, answer), lambda: self._checks().check(reference, answer)
-        )
+        pair = (plain(reference), plain(answer))
+        checked = self._memo.get(pair, lambda: self._checks().check(*pair))
         return partial(self._result, checked, problem, completion)
 
     def _checks(self) -> MathPool:
         if self._pool is None:
             self._pool = MathPool(self._timeout, self._processes)
+            if self._in_a_step:
+                self._pool.begin_step()
         return self._pool
 
     def _result(self, checked: Future[Verdict], problem: Problem, completion: Completion) -> Score:
@@ -87,9 +126,11 @@ class MathReward(Reward):
             raise RewardFailedError(
                 complaint("math was closed before it had judged", problem, completion)
             ) from error
+        except OverBudgetError:
+            verdict = Verdict("unverifiable", "budget")
         if verdict.outcome == "unverifiable":
             self._note(verdict.reason, problem)
-            return _UNVERIFIABLE
+            return Score(0.0, "unverifiable", why=verdict.why)
         return _CORRECT if verdict.outcome == "correct" else _WRONG
 
     def _note(self, reason: str, problem: Problem) -> None:
@@ -117,10 +158,23 @@ class MathReward(Reward):
 
 def at_once(reference: str, answer: str) -> Score | None:
     """The score of an answer for which no process is needed; None for the others."""
-    if without_space(reference) == without_space(answer) != "":
+    if reference == answer != "":
         return _CORRECT
     if len(answer) > LONGEST:
         return _UNVERIFIABLE
-    if _WHOLE_NUMBER.fullmatch(reference) and _WHOLE_NUMBER.fullmatch(answer):
-        return _CORRECT if int(reference) == int(answer) else _WRONG
+    if (same := same_choice(reference, answer)) is not None:
+        return _CORRECT if same else _WRONG
+    one, other = plain(reference), plain(answer)
+    if _same_text(one, other):
+        return _CORRECT
+    if _WHOLE_NUMBER.fullmatch(one) and _WHOLE_NUMBER.fullmatch(other):
+        return _CORRECT if int(one) == int(other) else _WRONG
+    if (same := same_in_base(one, other)) is not None:
+        return _CORRECT if same else _WRONG
     return None
+
+
+def _same_text(one: str, other: str) -> bool:
+    # 2 1/3 is not 21/3.
+    found, wanted = (without_space(_BETWEEN_DIGITS.sub("_", text)) for text in (one, other))
+    return found == wanted != ""

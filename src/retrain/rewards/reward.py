@@ -42,6 +42,14 @@ class Reward:
         InputError or RewardFailedError when the reward cannot work."""
         self.score(problem, completion)
 
+    def recognises(self, problems: Sequence[Problem]) -> list[bool | None]:
+        """Whether the reference of each problem can be right at all, apart from an answer that
+        repeats its text; None where that is not known."""
+        return [None] * len(problems)
+
+    def begin_step(self) -> None:
+        """What is judged from here on are the completions of another step or evaluation."""
+
     def open(self) -> None:
         """Get ready for a run. Raises RetrainError when what it needs cannot be had."""
 
@@ -61,11 +69,19 @@ class Reward:
 
 
 class Scoring:
-    """The judging of one rollout: begun as completions come in, waited for at the end."""
+    """The judging of one rollout: begun as completions come in, waited for at the end.
 
-    def __init__(self, reward: Reward, problems: Sequence[Problem]) -> None:
+    opens_thinking: whether the prompts end in `<think>`. A completion whose thinking never ends is
+    then judged with that before it: without, it would pass for an answer.
+    """
+
+    def __init__(
+        self, reward: Reward, problems: Sequence[Problem], opens_thinking: bool = False
+    ) -> None:
         self._reward = reward
+        self._opens_thinking = opens_thinking
         self._problems = problems
+        reward.begin_step()
         # By the completion itself: of a group that lost some, the others have moved up.
         self._begun: dict[int, tuple[Completion, Pending]] = {}
 
@@ -76,7 +92,7 @@ class Scoring:
 
     def _begin(self, prompt: int, sample: int, completion: Completion) -> None:
         del sample
-        pending = self._reward.begin(self._problems[prompt], completion)
+        pending = self._reward.begin(self._problems[prompt], self._judged(completion))
         self._begun[id(completion)] = (completion, pending)
 
     def scored(self, groups: Sequence[Group]) -> list[Group]:
@@ -90,11 +106,18 @@ class Scoring:
                         self._begin(i, j, completion)
         return [self._scored(group) for group in groups]
 
+    def _judged(self, completion: Completion) -> Completion:
+        if self._opens_thinking and "</think>" not in completion.text:
+            return replace(completion, text="<think>" + completion.text)
+        return completion
+
     def _scored(self, group: Group) -> Group:
         kept: list[tuple[Completion, Score]] = []
         for completion in group.completions:
             begun = self._begun.pop(id(completion), None)
-            score = begun[1]() if begun else self._reward.score(group.problem, completion)
+            score = (
+                begun[1]() if begun else self._reward.score(group.problem, self._judged(completion))
+            )
             if score is not None:
                 kept.append((completion, score))
         return replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections import OrderedDict
@@ -14,12 +15,14 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", bound=Hashable)
+Priority = tuple[int, ...]
 
 _JOIN_S = 1.0
 
 
 class Crew(Generic[T, R]):
-    """At most `size` threads that do tasks off one queue, each with a handler of its own.
+    """At most `size` threads that do tasks off one queue, the lowest priority first and then the
+    oldest, each with a handler of its own.
 
     The threads are daemons: one that waits for a slow server keeps no process from ending.
     """
@@ -30,19 +33,21 @@ class Crew(Generic[T, R]):
         """handler: entered once in each thread; what it gives is called with every task."""
         self._size = size
         self._handler = handler
-        self._tasks: queue.SimpleQueue[tuple[T, Future[R]] | None] = queue.SimpleQueue()
+        self._tasks: queue.PriorityQueue[tuple[Priority, int, tuple[T, Future[R]] | None]]
+        self._tasks = queue.PriorityQueue()
+        self._order = itertools.count()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, task: T) -> Future[R]:
+    def submit(self, task: T, priority: Priority = ()) -> Future[R]:
         """Have the task done; never blocks."""
         future: Future[R] = Future()
         with self._lock:
             if self._closed:
                 future.cancel()
                 return future
-            self._tasks.put((task, future))
+            self._tasks.put((priority, next(self._order), (task, future)))
             if len(self._threads) < self._size:
                 self._add_thread()
         return future
@@ -52,7 +57,7 @@ class Crew(Generic[T, R]):
         with self._lock:
             self._closed = True
         with contextlib.suppress(queue.Empty):
-            while (left := self._tasks.get_nowait()) is not None:
+            while (left := self._tasks.get_nowait()[2]) is not None:
                 left[1].cancel()
 
     def close(self) -> None:
@@ -61,7 +66,7 @@ class Crew(Generic[T, R]):
         with self._lock:
             threads, self._threads = self._threads, []
         for _ in threads:
-            self._tasks.put(None)
+            self._tasks.put(((), next(self._order), None))
         for thread in threads:
             thread.join(_JOIN_S)
 
@@ -72,7 +77,7 @@ class Crew(Generic[T, R]):
 
     def _work(self) -> None:
         with self._handler() as handle:
-            while (item := self._tasks.get()) is not None:
+            while (item := self._tasks.get()[2]) is not None:
                 task, future = item
                 if not future.set_running_or_notify_cancel():
                     continue

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from retrain.errors import InputError
+from retrain.files import lfs_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +75,8 @@ def open_tensors(folder: Path, label: str, weights: Path | None = None) -> Itera
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 held = list(file.keys())
             except (OSError, SafetensorError) as error:
-                raise InputError(
-                    f"{shown} is damaged: {error}; copy or download it again"
-                ) from error
+                damage = f"{shown} is damaged: {error}; copy or download it again"
+                raise InputError(lfs_pointer(path) or damage) from error
             missing = sorted(set(wanted or held) - set(held))
             if missing:
                 raise InputError(f"{shown} lacks the tensor {missing[0]!r} that {INDEX} promises")

@@ -9,8 +9,9 @@ from typing import Any
 
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
+from retrain.files import lfs_pointer
 from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect
+from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
 
 def read_file_task(data: DataConfig) -> ProblemListTask:
@@ -58,6 +59,8 @@ def _unit(data: DataConfig) -> str:
 
 
 def _read(path: Path, data: DataConfig, key: str) -> Collected:
+    if pointer := lfs_pointer(path):
+        raise InputError(f"{key}: {pointer}")
     read = {"jsonl": _jsonl_rows, "parquet": _parquet_rows}[data.source]
     return collect(read(path, key), Fields.of(data), key, str(path))
 
@@ -91,7 +94,7 @@ def _parquet_rows(path: Path, key: str) -> Iterator[tuple[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
+                for row in plain_rows(batch):
                     number += 1
                     yield f"row {number}", row
     except (OSError, pyarrow.ArrowException) as error:

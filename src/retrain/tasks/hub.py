@@ -23,8 +23,9 @@ from retrain.answers import without_key
 from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import InputError
+from retrain.files import lfs_pointer
 from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect
+from retrain.tasks.rows import Collected, Fields, collect, plain_rows
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -100,7 +101,7 @@ def rows(wanted: HubData, split: str, key: str) -> Iterator[tuple[str, dict[str,
             raise InputError(f"{key}: {show(split)}: {error}") from error
     number = 0
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        for row in batch.to_pylist():
+        for row in plain_rows(batch):
             number += 1
             yield f"row {number}", row
 
@@ -276,8 +277,11 @@ def _explained(error: Exception, wanted: HubData) -> InputError:
                 else f"is missing; {repo} has several: {', '.join(known)}"
             )
             return InputError(f"data.subset: {wrong}")
-        case OSError() if wanted.is_local:
-            return InputError(f"data.path: {wanted} cannot be read as a data set: {reason}")
+        case _ if wanted.is_local:
+            files = sorted(Path(repo).rglob("*.*"))
+            pointer = next((found for file in files if (found := lfs_pointer(file))), "")
+            unread = f"{wanted} cannot be read as a data set: {reason}"
+            return InputError(f"data.path: {pointer or unread}")
         case _ if _is_of_the_network(error):
             return InputError(_unreachable(wanted, reason))
         case _:

@@ -124,10 +124,15 @@ def fitting(
     if context is not None and (worst := max(lengths, default=0)) >= context:
         problem = problems[list(lengths).index(worst)]
         over = sum(tokens >= context for tokens in lengths)
+        bound = max(context // 2, min(lengths))
+        remedy = (
+            f"write max_prompt_tokens = {bound} or another bound to leave them out"
+            if bound < context
+            else "take a model with a longer one"
+        )
         raise InputError(
             f"data.max_prompt_tokens: {plural(over, 'prompt')} of {task.name} would fill the "
-            f"model's context of {context} tokens, e.g. problem {problem.id} with {worst}; write "
-            f"max_prompt_tokens = {max(context // 2, 1)} or another bound to leave them out"
+            f"model's context of {context} tokens, e.g. problem {problem.id} with {worst}; {remedy}"
         )
     task.prompt_tokens = tuple(lengths)
     return task

@@ -119,6 +119,7 @@ def _download(data: DataConfig) -> None:
 
 def _checked(made: Any, data: DataConfig) -> Any:
     if isinstance(made, Sequence) and made and all(isinstance(p, Problem) for p in made):
+        _check_answers(made, data)
         train, held_out = split_by_id(made)
         if len({problem.id for problem in made}) != len(made):
             raise InputError(f"data.source: {data.source} returned two problems with one id")
@@ -134,4 +135,14 @@ def _checked(made: Any, data: DataConfig) -> Any:
             f"data.source: train_batch(seed=0, step=0, batch_size=1) of {data.source} returned "
             f"{batch!r}; a list of one retrain.types.Problem is wanted"
         )
+    _check_answers(batch, data)
     return made
+
+
+def _check_answers(problems: Sequence[Problem], data: DataConfig) -> None:
+    for problem in problems:
+        if not isinstance(problem.answer, str):
+            raise InputError(
+                f"data.source: {data.source}: problem {problem.id} has the answer "
+                f"{problem.answer!r}; text is wanted"
+            )

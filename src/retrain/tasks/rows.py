@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -25,6 +25,7 @@ from retrain.types import Message, Problem
 OWN_KEYS = frozenset({"prompt", "answer", "id", "domain", "split", "metadata"})
 SPLITS = ("train", "held_out")
 DEFAULT_DOMAIN = "default"
+_INT64 = 2**63
 _MOST_NAMES = 12
 """Fields that a message lists."""
 
@@ -128,7 +129,8 @@ def _contradiction(has_id: bool) -> str:
 def answer_text(value: Any) -> str | None:
     """A reference answer as text; None when `value` is none.
 
-    A whole number that is stored as a float (as columns with gaps are) is written without a point.
+    A number is written with the fewest digits that name it, without an exponent, and without a
+    point when it is whole.
     """
     match value:
         case bool() | None:
@@ -137,14 +139,47 @@ def answer_text(value: Any) -> str | None:
             return value if value.strip() else None
         case int():
             return str(value)
-        case float():
-            if not math.isfinite(value):
+        # A column of whole numbers with gaps, which have 64 bits at most.
+        case float() if value.is_integer() and abs(value) < _INT64:
+            return str(int(value))
+        case float() | Decimal():
+            # numpy's floats are floats with another repr.
+            exact = Decimal(float.__repr__(value)) if isinstance(value, float) else value
+            if not exact.is_finite():
                 return None
-            return str(int(value)) if value.is_integer() else repr(value)
-        case Decimal() if value.is_finite():
-            return str(int(value)) if value == int(value) else format(value.normalize(), "f")
+            text = format(exact, "f")
+            return text.rstrip("0").rstrip(".") if "." in text else text
         case _:
             return None
+
+
+def plain_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of an arrow table or batch. Floats of 16 and 32 bits become the shortest decimals
+    that name them: 0.1 and not 0.10000000149011612."""
+    import numpy as np
+    import pyarrow as pa
+
+    def shorter(kind: Any) -> Callable[[Any], Any] | None:
+        """What is to be done to values of a type; None when nothing is."""
+        if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+            narrow = np.float16 if pa.types.is_float16(kind) else np.float32
+            return lambda value: float(str(narrow(value)))
+        if pa.types.is_dictionary(kind):
+            return shorter(kind.value_type)
+        if pa.types.is_struct(kind):
+            inner = {part.name: change for part in kind if (change := shorter(part.type))}
+            return (lambda value: changed(value, inner)) if inner else None
+        if hasattr(kind, "value_type") and (each := shorter(kind.value_type)):
+            return lambda value: [None if item is None else each(item) for item in value]
+        return None
+
+    def changed(row: dict[str, Any], changes: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+        odd = {name: change(row[name]) for name, change in changes.items() if row[name] is not None}
+        return {**row, **odd}
+
+    changes = {part.name: change for part in batch.schema if (change := shorter(part.type))}
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return [changed(row, changes) for row in rows] if changes else rows
 
 
 def problem_id(prompt: Any) -> str:

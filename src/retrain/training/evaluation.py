@@ -106,7 +106,7 @@ def _judged(
 ) -> list[Group]:
     """Completions of each problem, judged. Raises RewardFailedError when none of them could be:
     an evaluation that measured nothing must not pass for one."""
-    scoring = Scoring(reward, problems)
+    scoring = Scoring(reward, problems, policy.codec.opens_thinking)
     groups = scoring.scored(sample_groups(policy, problems, keys, sampling, scoring.on_done))
     if not any(group.scores for group in groups):
         raise RewardFailedError(

@@ -70,7 +70,7 @@ def train(run: Run) -> None:
         sepa_lambda, gate_open = state.sepa.lambda_for(step), state.sepa.gate_open
 
         # A reward that takes a while begins with each completion as soon as it is decoded.
-        scoring = Scoring(run.reward, problems)
+        scoring = Scoring(run.reward, problems, policy.codec.opens_thinking)
         with clock("sample"):
             groups = rollout(
                 policy,

@@ -14,6 +14,7 @@ import numpy as np
 from retrain.advantages.credit import Credit
 from retrain.config.schema import RunConfig, TrainingConfig
 from retrain.policies.policy import UpdateStats
+from retrain.rewards.math_pool import OVER_BUDGET
 from retrain.training.evaluation import EvaluationResult
 from retrain.training.schedule import learning_rate
 from retrain.types import Group, Score
@@ -53,6 +54,7 @@ def rollout_metrics(groups: Sequence[Group], credit: Credit) -> dict[str, Any]:
         "mean_reward": _mean([score.reward for score in scores]),
         "correct_rate": _mean([score.outcome == "correct" for score in scores]),
         "unverifiable_rate": _mean([score.outcome == "unverifiable" for score in scores]),
+        "unchecked_completions": sum(OVER_BUDGET in score.why for score in scores),
         "masked_completions": sum(group.masked for group in groups),
         "lost_completions": sum(group.lost for group in groups),
         "lost_groups": sum(bool(group.lost) and not group.completions for group in groups),

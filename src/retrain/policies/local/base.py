@@ -20,7 +20,7 @@ from retrain.models.fused import FusedEngine
 from retrain.models.llama import supports
 from retrain.models.lora import LoraSpec, short_names, target_modules
 from retrain.models.modules import ModuleEngine
-from retrain.models.shape import ModelShape, context_of
+from retrain.models.shape import ModelShape, context_of, vocabulary_of
 from retrain.models.tiny.codec import TinyTokenizer
 from retrain.models.tiny.model import load_tiny
 from retrain.policies.local.memory import MemoryModel, engine_kind, main_memory
@@ -121,7 +121,8 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
     module.requires_grad_(False)
     module.eval()
     module.to(device)
-    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
+    vocabulary = vocabulary_of(module.config.get_text_config().to_dict())
+    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args, vocabulary)
     return BaseModel(module, codec, model.model)
 
 
