@@ -13,7 +13,7 @@ _UNITS = frozenset(_SHORT.split())
 _OTHERS = (
     "i e d pi or and if not no times percent squared cubed plus minus remainder mod factorial "
     "am pm a.m. p.m. AM PM AD BC BCE CE north south east west left right up down increase decrease "
-    "profit loss gain more less"
+    "profit loss gain more less dozen half"
 )
 _NO_UNITS = frozenset(_OTHERS.split())
 
@@ -55,7 +55,7 @@ def _is_value(text: str, numeric: bool) -> bool:
         re.search(r"[\dA-Za-z]", rest)
         and re.search(r"[\w})\]!%]\s*$", text)
         and not re.search(
-            r"\\(?:cdot|times|in|cup|cap|to|pm|le|ge|ne|sqrt|frac|sin|cos|tan|ln|log)\s*$", text
+            r"\\(?:cdot|times|in|lor|cup|cap|to|pm|le|ge|ne|sqrt|frac|sin|cos|tan|ln|log)\s*$", text
         )
     )
 

@@ -10,7 +10,8 @@ from functools import partial
 from retrain.errors import InputError
 from retrain.rewards.match import final_answer, reference_of, same_choice, without_space
 from retrain.rewards.math_pool import MathPool, Verdict
-from retrain.rewards.math_text import LONGEST, plain, same_in_base
+from retrain.rewards.math_sets import same_in_base
+from retrain.rewards.math_text import LONGEST, plain
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
 from retrain.rewards.threads import Memo
 from retrain.types import Completion, Problem, Score
