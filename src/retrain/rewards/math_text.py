@@ -82,6 +82,7 @@ def _one_space(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(maxsize=2**14)
 def choice(text: str) -> tuple[str, str] | None:
     """(letter, what is said after it) when `text` is an answer to multiple choice: `C`, `(C)`,
     `\\text{C}`, `C. because`, `Answer: C`; None when it is not."""
