@@ -125,7 +125,9 @@ def _without_layout(text: str) -> str:
             text,
             r"\\(?:boxed|fbox|boldsymbol|mathbf|bm|pmb|mathit|mathsf|mathnormal|underline"
             r"|ensuremath)\s*",
-            lambda inside, before: f"{{{inside}}}" if before[-1:] in ("^", "_") else inside,
+            lambda inside, before: (
+                f"{{{inside}}}" if re.search(r"[\^_]$|\\(?:frac|sqrt)$", before) else inside
+            ),
         )
     text = _ends(text)
     text = re.sub(r"^(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|[:=])\s*:?", "", text, flags=re.I)
