@@ -82,7 +82,8 @@ def last_boxed(text: str) -> str | None:
 def same_choice(reference: str, answer: str) -> bool | None:
     """Whether both are the same letter of multiple choice; None when one is no such letter, or
     when what each says after the same letter has to be compared."""
-    one, other = choice(reference), choice(answer)
+    one = choice(reference)
+    other = choice(answer) if one else None
     if one is None or other is None or (one[0] == other[0] and one[1] and other[1]):
         return None
     return one[0] == other[0]

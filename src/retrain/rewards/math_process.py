@@ -57,6 +57,9 @@ _SAMPLES = (
     ("2x+3y=6", "3y=6-2x", "correct"),
     (r"\begin{pmatrix}1\\x\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", "wrong"),
     (r"\sin^2 x", r"1-\cos^2 x", "correct"),
+    (r"\sin 30^\circ", "0.5", "correct"),
+    ("R+r", "2r", "wrong"),
+    ("10^{-8}", "0.0", "wrong"),
 )
 """(reference, answer, outcome): tried at the start, to load what is imported late, and because
 another version of the libraries that answers them otherwise must not judge."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from retrain.rewards.math_sets import sets_and_bases
 from retrain.rewards.math_words import without_unit, words_as_text
 
 LONGEST = 2000
@@ -53,9 +54,7 @@ _BARE = "|".join(
         ::-1
     ]
 )
-_TIMES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_BASES = "two three four five six seven eight nine ten eleven twelve"
-_DIGITS = {name: str(base) for base, name in enumerate(_BASES.split(), start=2)}
+_TIMES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
 @lru_cache(maxsize=2**14)
@@ -65,7 +64,15 @@ def plain(text: str) -> str:
     nothing that matters. A text longer than LONGEST comes back as it is."""
     if len(text) > LONGEST:
         return text
-    for step in (_without_layout, _texts, _functions, _numbers, _sets, without_unit, words_as_text):
+    for step in (
+        _without_layout,
+        _texts,
+        _functions,
+        _numbers,
+        sets_and_bases,
+        without_unit,
+        words_as_text,
+    ):
         # Runs of spaces cost the patterns quadratic time and more.
         text = step(_one_space(text))
     return _one_space(text)
@@ -75,6 +82,7 @@ def _one_space(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(maxsize=2**14)
 def choice(text: str) -> tuple[str, str] | None:
     """(letter, what is said after it) when `text` is an answer to multiple choice: `C`, `(C)`,
     `\\text{C}`, `C. because`, `Answer: C`; None when it is not."""
@@ -117,7 +125,9 @@ def _without_layout(text: str) -> str:
             text,
             r"\\(?:boxed|fbox|boldsymbol|mathbf|bm|pmb|mathit|mathsf|mathnormal|underline"
             r"|ensuremath)\s*",
-            lambda inside, before: f"{{{inside}}}" if before[-1:] in ("^", "_") else inside,
+            lambda inside, before: (
+                f"{{{inside}}}" if re.search(r"[\^_]$|\\(?:frac|sqrt)$", before) else inside
+            ),
         )
     text = _ends(text)
     text = re.sub(r"^(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|[:=])\s*:?", "", text, flags=re.I)
@@ -151,8 +161,8 @@ def _texts(text: str) -> str:
         lower = inside.lower()
         if not inside:
             return " "
-        if lower.strip(", ") in ("or", "and"):
-            return ","
+        if (word := lower.strip(", ")) in ("or", "and"):
+            return "\\lor " if word == "or" else ","
         if inside in ("i", "e", "d", "\\imath"):
             return inside
         if re.fullmatch("[A-Za-z]+", inside) and inside in _FUNCTIONS:
@@ -176,12 +186,17 @@ def _texts(text: str) -> str:
         ),
     )
     text = _one_space(text)
-    text = re.sub(r"(?<![A-Za-z\\])\s*,?\s*\b(?:or|and)\b(?![A-Za-z])", ",", text)
+    text = re.sub(
+        r"(?<![A-Za-z\\])\s*,?\s*\b(or|and)\b(?![A-Za-z])",
+        lambda found: "\\lor " if found[1] == "or" else ",",
+        text,
+    )
     text = re.sub(r"\\(?:degree|deg)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}", r"^\\circ ", text)
     text = re.sub(
         r"(?<=[\d})])\s*(?:\\text\{\s*)?degrees?\b(?:\s*\})?", r"^\\circ ", text, flags=re.I
     )
     text = re.sub(r"\s*\\?%|\s*(?:\\text\{\s*)?\b(?:percent|pct)\b(?:\s*\})?", r"\\%", text)
+    text = re.sub(r"(?<=[})])\\%$", "", text)
     for name, power in _TIMES.items():
         if name in text:
             text = re.sub(
@@ -210,6 +225,7 @@ def _functions(text: str) -> str:
         ("emptyset", "varnothing"),
         ("binom", "dbinom|tbinom"),
         ("mod", "bmod"),
+        ("lor", "vee"),
         ("setminus", "backslash"),
         ("cdot", "ast"),
         ("ldots", "dots|cdots"),
@@ -277,74 +293,6 @@ def _joined(found: re.Match[str]) -> str:
 def _repeating(whole: str, first: str, again: str) -> str:
     over = (10 ** len(again) - 1) * 10 ** len(first)
     return f"\\frac{{{int(whole + first + again) - int((whole + first) or '0')}}}{{{over}}}"
-
-
-def _sets(text: str) -> str:
-    """Intervals, sets and bases."""
-    text = re.sub(r",?\s*\(?\s*[A-Za-z]\s*\\in\s*\\mathbb\s*\{[ZR]\}\s*\)?$", "", text) or text
-    text = re.sub(
-        r"^(?:\\\{)?\s*\\begin\{(?:cases|array|aligned)\}(?:\{[lcr| ]*\})?(.*)\\end\{[a-z]*\}$",
-        _system,
-        text.strip(),
-    )
-    text = re.sub(r"^\](.*)(?=[\[\]]$)", r"(\1", text)
-    text = re.sub(r"(?<=^[(\[])(.*)\[$", r"\1)", text)
-    if ";" in text and text[0] in "([{\\" and text[-1] in ")]}" and ", " not in text:
-        text = re.sub(r"(?<=\d),(?=\d)", ".", text).replace(";", ",")
-    text = re.sub(
-        r"^\\\{\s*(?:[A-Za-z]|\\[a-z]+)\s*(?:\\in\s*\\mathbb\s*\{[RC]\}\s*)?(?:\\mid|\||:)(.*)\\\}$",
-        lambda found: found[1],
-        text,
-    )
-    text = re.sub(
-        r"(?<=\w)\s*(?:\(|\\text\{\s*\(?)?\s*(?:in\s+)?base\s*-?\s*\}?\s*(\w+)\s*\)?\s*\}?\)?$",
-        lambda found: f"_{{{_DIGITS.get(found[1].lower(), found[1])}}}",
-        text,
-    )
-    text = re.sub(
-        r"(?<=\d)_\s*\{?\s*(?:\\text\{\s*)?([a-z]+)\s*\}?\s*\}?",
-        lambda found: f"_{{{_DIGITS[found[1]]}}}" if found[1] in _DIGITS else found[0],
-        text,
-    )
-    if (number := in_base(text)) is not None:
-        return f"{number[0]}_{{{number[1]}}}"
-    return re.sub(
-        r"(?<![\dA-Za-z\\_.{}])(\d+)_(?:\{(\d+)\}|(\d+))",
-        lambda found: str(_value(found[1], int(found[2] or found[3])) or found[0]),
-        text,
-    )
-
-
-def _system(found: re.Match[str]) -> str:
-    """Equations below each other as equations beside each other; a function by cases as it is."""
-    rows = [row for part in found[1].split("\\\\") if (row := re.sub("& *(?==)", "", part).strip())]
-    return found[0] if "&" in "".join(rows) or "=" not in found[1] else ", ".join(rows)
-
-
-def in_base(text: str) -> tuple[str, int] | None:
-    """(digits, base) when `text` is one number with its base, as in `110_2`."""
-    found = re.fullmatch(r"\(?(-?[0-9A-Z ]{1,200})\)?_\s*(?:\{\s*(\d{1,2})\s*\}|(\d))", text)
-    if found is None:
-        return None
-    return found[1].replace(" ", ""), int(found[2] or found[3])
-
-
-def same_in_base(reference: str, answer: str) -> bool | None:
-    """Whether two numbers are the same when a base is written; None when none is. A number with
-    its base is never the same as one without: 243_5 is neither 243 nor what was to be converted."""
-    one, other = in_base(reference), in_base(answer)
-    if one is None and other is None:
-        return None
-    if one is None or other is None:
-        return False
-    return one == other or _value(*one) == _value(*other) is not None
-
-
-def _value(digits: str, base: int) -> int | None:
-    try:
-        return int(digits, base) if base > 1 else None
-    except ValueError:
-        return None
 
 
 def _in_braces(text: str, command: str) -> str:

@@ -9,11 +9,11 @@ _SHORT = (
     "kJ N Pa kPa V mV A mA K C F mol rad sq cu mph kmh cc gm ms ns nm eV MeV T Wb H"
 )
 _UNITS = frozenset(_SHORT.split())
-# The second half: of these the other one is another answer.
+# From `am` on: without it, 7 am would be 7 pm.
 _OTHERS = (
     "i e d pi or and if not no times percent squared cubed plus minus remainder mod factorial "
     "am pm a.m. p.m. AM PM AD BC BCE CE north south east west left right up down increase decrease "
-    "profit loss gain more less"
+    "profit loss gain more less dozen half"
 )
 _NO_UNITS = frozenset(_OTHERS.split())
 
@@ -55,7 +55,7 @@ def _is_value(text: str, numeric: bool) -> bool:
         re.search(r"[\dA-Za-z]", rest)
         and re.search(r"[\w})\]!%]\s*$", text)
         and not re.search(
-            r"\\(?:cdot|times|in|cup|cap|to|pm|le|ge|ne|sqrt|frac|sin|cos|tan|ln|log)\s*$", text
+            r"\\(?:cdot|times|in|lor|cup|cap|to|pm|le|ge|ne|sqrt|frac|sin|cos|tan|ln|log)\s*$", text
         )
     )
 
@@ -67,8 +67,8 @@ def _is_unit(word: str, spaced: bool) -> bool:
 
 
 def _is_word(letters: str) -> bool:
-    """Whether letters side by side are a word, not a product of variables. Products are short,
-    without vowels but the first letters' `a`, and write a repeated factor as a power."""
+    """Whether letters side by side are a word, not a product of variables. Products are short, hold
+    no vowel but an `a` among usual variables, and write a repeated factor as a power."""
     if len(letters) == 1:
         return False
     if len(letters) > 4 or len(set(letters)) < len(letters):
@@ -92,7 +92,7 @@ def words_as_text(text: str) -> str:
         text,
     )
     return re.sub(
-        r"(^|[,;=(\[:]|\\\{)\s*([A-Za-z]+(?: [A-Za-z]+)*)\s*(?=$|[,;=)\]:]|\\\})",
+        r"(^|[,;=(\[:]|\\\{)\s*([A-Za-z]+(?: [A-Za-z]+)*)\s*(?=$|[,;=)\]:_]|\\\})",
         lambda found: found[1] + _word(found[2], ""),
         text,
     )

@@ -18,7 +18,8 @@ from retrain.rewards.match import (
     without_space,
 )
 from retrain.rewards.math_pool import MathPool, OverBudgetError, Verdict
-from retrain.rewards.math_text import LONGEST, choice, plain, same_in_base
+from retrain.rewards.math_sets import same_in_base
+from retrain.rewards.math_text import LONGEST, choice, plain
 from retrain.rewards.reward import Pending, Reward, RewardFailedError, complaint, is_milestone
 from retrain.rewards.threads import Memo
 from retrain.types import Completion, Problem, Score
@@ -158,6 +159,8 @@ class MathReward(Reward):
 
 def at_once(reference: str, answer: str) -> Score | None:
     """The score of an answer for which no process is needed; None for the others."""
+    if (same := _same_whole(reference, answer)) is not None:
+        return _CORRECT if same else _WRONG
     if reference == answer != "":
         return _CORRECT
     if len(answer) > LONGEST:
@@ -167,10 +170,16 @@ def at_once(reference: str, answer: str) -> Score | None:
     one, other = plain(reference), plain(answer)
     if _same_text(one, other):
         return _CORRECT
+    for compared in (_same_whole, same_in_base):
+        if (same := compared(one, other)) is not None:
+            return _CORRECT if same else _WRONG
+    return None
+
+
+def _same_whole(one: str, other: str) -> bool | None:
+    """Whether two whole numbers are the same; None for anything else."""
     if _WHOLE_NUMBER.fullmatch(one) and _WHOLE_NUMBER.fullmatch(other):
-        return _CORRECT if int(one) == int(other) else _WRONG
-    if (same := same_in_base(one, other)) is not None:
-        return _CORRECT if same else _WRONG
+        return int(one) == int(other)
     return None
 
 
