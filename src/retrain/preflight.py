@@ -230,7 +230,8 @@ def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
 
     sepa, max_steps = run.sepa, run.training.max_steps
     schedule = SepaSchedule.of(sepa)
-    if full_pooling_step(schedule, max_steps) is None:
+    # In a single step nothing can rise.
+    if max_steps > 1 and full_pooling_step(schedule, max_steps) is None:
         if sepa.steps == 0:
             message = "0 keeps lambda at 0, which makes gtpo_sepa the same as gtpo"
         else:
