@@ -240,7 +240,8 @@ def _contrasts(
         complete = paired_contrast(
             summaries[treatment].values, summaries[baseline].values, 1.0 - settings.alpha
         )
-        ties = judgement.paired.ties == judgement.paired.contrast.n
+        paired = judgement.paired
+        ties = paired.ties == paired.contrast.n and judgement.verdict.kind != "dropped"
         if ties and _identical(campaign.of(treatment), campaign.of(baseline), reader):
             judgement = replace(judgement, verdict=IDENTICAL)
         found.append(PlannedContrast(treatment, baseline, judgement, complete, by_seed))
