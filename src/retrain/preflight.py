@@ -16,6 +16,7 @@ from retrain.config.conditions import Condition
 from retrain.config.findings import written_key
 from retrain.config.load import LoadedConfig, Override, Reading, read_config
 from retrain.config.messages import show
+from retrain.config.sameness import same_conditions
 from retrain.config.schema import RunConfig
 from retrain.data_preflight import check_references, check_task_and_model, no_such
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
@@ -55,7 +56,8 @@ def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfi
     issues = [*reading.issues, *found.issues]
     if issues:
         raise ConfigError(issues)
-    return reading.loaded, [*reading.loaded.warnings, *found.warnings]
+    same = same_conditions(reading.loaded.conditions)
+    return reading.loaded, [*reading.loaded.warnings, *same, *found.warnings]
 
 
 def check_data(loaded: LoadedConfig) -> list[str]:
@@ -245,7 +247,10 @@ def _sepa(found: _Findings, condition: Condition, run: RunConfig) -> None:
 
     sepa, max_steps = run.sepa, run.training.max_steps
     schedule = SepaSchedule.of(sepa)
-    if full_pooling_step(schedule, max_steps) is None:
+    # In a single step nothing can rise.
+    if max_steps > 1 and full_pooling_step(schedule, max_steps) is None:
+        if sepa.steps == 0 and sepa.schedule == "auto":
+            return
         if sepa.steps == 0:
             message = "0 keeps lambda at 0, which makes gtpo_sepa the same as gtpo"
         else:

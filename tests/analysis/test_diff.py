@@ -74,12 +74,42 @@ def change_config(folder: Path, table: str, **values: Any) -> None:
     (folder / "config.toml").write_text(tomli_w.dumps(tables))
 
 
+def learn_alike(a: Path, b: Path, **changes: Any) -> None:
+    """Give `b` another loss and the rows of `a`, with another order of the gradient's sums."""
+    change_config(b, "loss", type="cispo")
+    own = {"condition": rows_of(b)[0]["condition"], "loss": -0.01}
+    rows = [{**row, **own, "grad_norm": row["grad_norm"] * (1 + 1e-7)} for row in rows_of(a)]
+    write_rows(b, [*rows[:-1], {**rows[-1], **changes}])
+
+
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
     """Two conditions under seeds 1 to 3; each also has a seed of its own."""
     a = {(A, 1): 0.60, (A, 2): 0.70, (A, 3): 0.65, (A, 8): 0.9}
     b = {(B, 1): 0.62, (B, 2): 0.74, (B, 3): 0.65, (B, 9): 0.1}
     return campaign(tmp_path / "logs" / "campaign_1", {**a, **b})
+
+
+class TestUnlikeConfigs:
+    def test_runs_that_learn_the_same_are_called_identical(
+        self, three: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for seed in (1, 2, 3):
+            a, b = (three / "runs" / f"{label}_s{seed}" for label in (A, B))
+            learn_alike(a, b)
+        text = show(three, conditions=(A, B))
+        assert "! identical: the same rewards and gradients in every step" in text
+        assert "may be chance" not in text
+        assert "B - A" not in text
+        (found,) = document(capsys, three, conditions=(A, B))["comparisons"]
+        assert found["identical"]
+        assert found["bit_for_bit"] == []
+
+    def test_one_reward_more_is_a_difference(self, three: Path) -> None:
+        a, b = (three / "runs" / f"{label}_s1" for label in (A, B))
+        learn_alike(a, b, mean_reward=0.75)
+        assert not comparison(a, b).identical
+        assert "identical" not in show(a, b)
 
 
 class TestNumbers:

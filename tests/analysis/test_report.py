@@ -1,4 +1,5 @@
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -73,6 +74,27 @@ def test_closing_table_of_worked_numbers(worked):
     assert ["a", "3/3", "33.0", "71.0", "91.0", "(baseline)"] in rows
     assert ["b", "3/3", "33.0", "73.0", "93.0", "+2.0", "[-0.5,", "+4.5]"] in rows
     assert "Differences in points to a, paired by seed." in text
+
+
+@pytest.mark.parametrize("change", [{}, {"grad_norm": 0.9}, {"tokens": 1}])
+def test_identical_runs_are_reported_as_identical(tmp_path, change):
+    """Equal accuracies alone are not: seeds could tell such conditions apart."""
+    runs = [Planned(label, seed, {"after": 0.7}) for label in ("a", "b") for seed in (1, 2)]
+    folder = write_campaign(tmp_path / "campaign_1", runs)
+    for seed in (1, 2):
+        a, b = (folder / "runs" / f"{label}_s{seed}" / "metrics.jsonl" for label in ("a", "b"))
+        rows = [json.loads(line) for line in a.read_text().splitlines()]
+        rows[-1] |= change if seed == 2 else {}
+        b.write_text("".join(json.dumps({**row, "condition": "b"}) + "\n" for row in rows))
+    (contrast,) = compare(read_campaign(folder)).contrasts
+    verdict = contrast.judgement.verdict
+    text = " ".join(rendered(folder).split())
+    assert (verdict.kind == "identical") == (not change)
+    assert ("identical: the same rewards and gradients" in text) == (not change)
+    assert ("more seeds" in text) == bool(change)
+    files = written(folder)
+    assert all(("identical: the same" in file.read_text()) == (not change) for file in files[:1])
+    assert ("≡" in files[1].read_text()) == (not change)
 
 
 def test_standard_conditions_fit_80_columns_without_breaking(tmp_path):

@@ -45,8 +45,33 @@ def test_fewest_seeds(contrasts, seeds):
 def test_power_is_that_of_the_noncentral_t(seeds, effect):
     critical = stats.t.ppf(0.975, seeds - 1)
     law = stats.nct(seeds - 1, effect * math.sqrt(seeds)) if effect else stats.t(seeds - 1)
-    lower = np.nan_to_num(law.cdf(-critical))  # scipy gives NaN where it is below 1e-300
+    lower = np.nan_to_num(law.cdf(-critical))
     assert power_t(seeds, effect) == pytest.approx(law.sf(critical) + lower, abs=1e-8)
+
+
+def integrated_power(seeds, effect, alpha):
+    """Of the paired t test, over the law of log s with s^2 ~ chi2(n - 1) / (n - 1); (effects,)."""
+    df, center = seeds - 1, np.abs(effect)[:, None] * math.sqrt(seeds)
+    log_s = np.linspace(-15.0, 3.0, 30_001)
+    density = np.exp(stats.chi2.logpdf(df * np.exp(2 * log_s), df) + 2 * log_s) * 2 * df
+    reach = stats.t.isf(alpha / 2, df) * np.exp(log_s)
+    found = stats.norm.cdf(center - reach) + stats.norm.cdf(-center - reach)
+    return np.trapezoid(found * density, log_s, axis=1)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.01, 0.001, 2**-16])
+def test_power_where_the_series_of_a_tail_has_no_value(alpha):
+    effects = np.array([0.0, 0.1, 0.5, 1.0, 1.9, 2.4, 3.0, 5.0, 8.0, 12.0, 40.0])
+    for seeds in (3, 6, 7, 10, 30, 400):
+        found = [power_t(seeds, effect, alpha) for effect in effects]
+        assert found == pytest.approx(integrated_power(seeds, effects, alpha), abs=1e-7), seeds
+        assert np.all(np.diff(found) >= -1e-12)
+
+
+def test_power_of_a_simulated_t_test_at_a_strict_level():
+    drawn = np.random.default_rng(3).standard_normal((40_000, 6)) + 3.1
+    rejected = (stats.ttest_1samp(drawn, 0.0, axis=1).pvalue <= 0.001).mean()
+    assert power_t(6, 3.1, 0.001) == pytest.approx(rejected, abs=0.01)
 
 
 def test_cohens_table():

@@ -174,5 +174,16 @@ def test_a_key_younger_than_the_checkpoint_had_its_default() -> None:
     assert differences(old, changed("gtpo.beta")) == [Change("gtpo.beta", 0.1, 0.05)]
 
 
+@pytest.mark.parametrize("mode", ["none", "gtpo"])
+def test_a_run_whose_gspo_erased_token_credit_does_not_go_on_unasked(mode: str) -> None:
+    config = RunConfig.model_validate(
+        {"loss": {"type": "gspo"}, "algorithm": {"transform_mode": mode}}
+    )
+    old = {**before(config), "loss.type": "gspo"}
+    change = Change("loss.type", "gspo", "gspo with token credit")
+    assert differences(old, config) == ([] if mode == "none" else [change])
+    assert differences(before(config), config) == []
+
+
 def test_a_change_reads_as_one() -> None:
     assert str(Change("loss.type", "ppo", "gspo")) == 'loss.type: was "ppo", is now "gspo"'

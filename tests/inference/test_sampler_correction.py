@@ -133,6 +133,29 @@ def test_it_is_never_applied_twice() -> None:
     assert found.weights is None
 
 
+class Rounding:
+    """A policy whose own sampler is not exact."""
+
+    def __init__(self, logprobs: np.ndarray) -> None:
+        self.logprobs = logprobs
+
+    def old_logprobs(self, batch: TrainBatch) -> np.ndarray:
+        return self.logprobs[: batch.num_rows]
+
+
+@pytest.mark.parametrize("correction", ["auto", "off"])
+def test_where_the_sampler_rounds_a_clip_is_about_the_trainers_own(correction: str) -> None:
+    given_batch = batch([[-1.0, -2.0], [-1.0, -1.0]], [[1.0, -1.0], [0.0, 0.0]])
+    policy = cast(Any, Rounding(np.array([[-1.01, -1.98], [-0.99, -1.0]])))
+    applied = SamplerCorrection(config("gspo", correction), policy)
+    found = applied(given_batch)
+    assert found.logprobs.tolist() == [[-1.01, -1.98], [-1.0, -1.0]]
+    assert (found.credit == given_batch.credit).all()
+    assert applied.ess is None
+    plain = SamplerCorrection(config("importance_sampling", correction), policy)
+    assert plain(given_batch) is given_batch
+
+
 def test_a_batch_without_credit_costs_nothing() -> None:
     trainer = Trainer(np.zeros((1, 2)))
     given_batch = replace(batch([[-1.0, -2.0]], [[1.0, 1.0]]), credit=np.zeros((1, 2)))

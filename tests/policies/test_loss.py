@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,9 @@ def by_hand(rows: LossRows, config: LossConfig) -> Tensor:
             elif config.type == "cispo":
                 term = -torch.clamp(rho, max=config.ratio_max or 5.0).detach() * credit * new
             else:
-                ratio = rho if config.type == "ppo" else torch.exp(sequence)
+                ratio = rho
+                if config.type == "gspo":
+                    ratio = torch.exp(sequence).detach() * torch.exp(new - new.detach())
                 low, high = (0.2, 0.2) if config.type == "ppo" else (3e-4, 4e-4)
                 low, high = config.eps_low or low, config.eps_high or high
                 bounded = torch.clamp(ratio, 1 - low, 1 + high)
@@ -108,13 +111,45 @@ def test_first_update_is_the_plain_policy_gradient(config: LossConfig) -> None:
     parts = policy_loss(rows, config)
     _, gradient = value_and_gradient(parts.loss, rows.logprobs)
     expected = -rows.weight * rows.credit
-    if config.type == "gspo":
-        # One ratio a row: its gradient is spread evenly over the row.
-        expected = expected.sum(1, keepdim=True) / 3 * rows.mask
     torch.testing.assert_close(gradient, expected)
     assert parts.clipped == 0
     assert parts.ratio_sum == pytest.approx(parts.tokens)
     assert parts.kl_to_sampler_sum == pytest.approx(0)
+
+
+def sequence_gspo(rows: LossRows) -> Tensor:
+    """GSPO with one credit a completion: -s A, s = exp(mean log rho), unclipped, over rows."""
+    lengths = rows.mask.sum(1)
+    s = (((rows.logprobs - rows.old_logprobs) * rows.mask).sum(1) / lengths).exp()
+    return -(s * rows.credit[:, 0]).mean()
+
+
+def test_gspo_with_one_credit_a_completion_is_gspo() -> None:
+    rows = without_base(make_rows(2, spread=0.01), LossConfig())
+    credit = rows.credit[:, :1] * rows.mask
+    weight = torch.from_numpy(token_weights(rows.mask.numpy(), "sequence_mean", 10))
+    rows = dataclasses.replace(rows, credit=credit, weight=weight)
+    wide = LossConfig(type="gspo", eps_low=0.9, eps_high=9.0)
+    found = value_and_gradient(policy_loss(rows, wide).loss, rows.logprobs)
+    expected = value_and_gradient(sequence_gspo(rows), rows.logprobs)
+    assert found[0] == pytest.approx(expected[0], rel=1e-9)
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_gspo_keeps_the_credit_of_tokens_apart_and_clips_their_completion() -> None:
+    """Two completions of equal ratios: one within the clip, one beyond it for its praise alone."""
+    shift = torch.tensor([[0.02, -0.02, 0.0], [0.03, 0.0, 0.0]], dtype=torch.float64)
+    old = torch.full((2, 3), -1.0, dtype=torch.float64)
+    credit = torch.tensor([[3.0, 1.0, 0.0], [3.0, 1.0, -2.0]], dtype=torch.float64)
+    ones = torch.ones_like(old)
+    rows = LossRows((old + shift).requires_grad_(), old, credit, ones > 0, ones)
+    parts = policy_loss(rows, LossConfig(type="gspo", eps_low=5e-3, eps_high=5e-3))
+    _, gradient = value_and_gradient(parts.loss, rows.logprobs)
+    beyond = 2.0 * math.exp(0.01)
+    torch.testing.assert_close(
+        gradient, torch.tensor([[-3.0, -1.0, 0.0], [0.0, 0.0, beyond]], dtype=torch.float64)
+    )
+    assert parts.clipped == 2
 
 
 @given(st.integers(0, 1000), st.integers(1, 2))
@@ -174,10 +209,38 @@ def test_extreme_ratios_stay_finite_and_never_touch_uncredited_tokens() -> None:
         loss, gradient = value_and_gradient(policy_loss(extreme, config).loss, logprobs)
         assert math.isfinite(loss)
         assert torch.isfinite(gradient).all()
-        if config.type != "gspo":
-            assert gradient[0, 2] == 0
+        assert gradient[0, 2] == 0
     parts = policy_loss(extreme, LossConfig())
     assert parts.ratio_max == pytest.approx(math.exp(20))
+
+
+@pytest.mark.parametrize(
+    ("rewarded", "error", "found_there"),
+    [([1, 4], 0.149, [-0.126, 0.205, -0.047, -0.032, 0.0]), ([4], 1.0, [0.0] * 5)],
+)
+def test_what_a_nucleus_cuts_off_is_never_learnt(
+    rewarded: list[int], error: float, found_there: list[float]
+) -> None:
+    """The example of docs/algorithms.md: the expected gradient, by logits, of one token a row."""
+    probs = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05], dtype=torch.float64)
+    kept = slice(0, 4)  # top_p = 0.95
+    drawn = probs[kept] / probs[kept].sum()
+    reward = torch.zeros(5, dtype=torch.float64)
+    reward[rewarded] = 1
+    logits = probs.log().requires_grad_()
+    rows = LossRows(
+        logprobs=torch.log_softmax(logits, -1)[kept, None],
+        old_logprobs=drawn.log()[:, None],
+        credit=(reward[kept] - (drawn * reward[kept]).sum())[:, None],
+        mask=torch.ones(4, 1, dtype=torch.bool),
+        weight=drawn[:, None],
+    )
+    parts = policy_loss(rows, LossConfig())
+    found = -value_and_gradient(parts.loss, logits)[1]
+    torch.testing.assert_close(found.tolist(), found_there, rtol=0, atol=5e-4)
+    true = probs * (reward - (probs * reward).sum())
+    assert float((found - true).norm() / true.norm()) == pytest.approx(error, abs=5e-4)
+    assert parts.ratio_max == pytest.approx(0.95)
 
 
 @given(st.floats(-5, 5))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from retrain.advantages.sepa import SepaSchedule
+from retrain.config.schema import LossConfig
 from retrain.errors import DivergedError, InputError
 from retrain.files import RunRecord, read_json, read_jsonl
 from retrain.locks import FolderLock
@@ -117,6 +118,23 @@ def test_ratio_is_one_and_moves_with_more_updates(tmp_path: Path) -> None:
     assert many[0]["num_updates"] in range(4, 7)
     assert many[0]["ratio_max"] > 1.001
     assert many[0]["kl_to_sampler"] > 0
+
+
+def test_nothing_is_clipped_before_anything_is_learnt_in_bfloat16(tmp_path: Path) -> None:
+    """There the sampler's log-probabilities alone put completions outside gspo's clip."""
+    settings = config(
+        model={"dtype": "bfloat16"},
+        training={"max_steps": 2},
+        loss={"type": "gspo"},
+        evaluation={"num_problems": 0},
+    )
+    start(settings, tmp_path / "gspo")
+    settings = settings.model_copy(update={"loss": LossConfig()})
+    start(settings, tmp_path / "plain")
+    for row in rows(tmp_path / "gspo"):
+        assert (row["clip_fraction"], row["kl_to_sampler"]) == (0, 0)
+        assert (row["ratio_mean"], row["ratio_max"]) == (1, 1)
+    assert rows(tmp_path / "plain")[0]["ratio_max"] > 1.0004
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "gspo", "cispo"])

@@ -23,7 +23,10 @@ MARK = "*"
 """Marks a condition with runs that ended without a result."""
 FEW_SEEDS = 5
 NO_EVALUATION = " (no held-out evaluation)"
-VERDICT_STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "dropped": "yellow"}
+VERDICT_STYLES = {
+    **{"better": "green", "worse": "red", "equivalent": "cyan", "dropped": "yellow"},
+    "identical": "yellow",
+}
 
 
 def closing_table(campaign_dir: Path) -> RenderableType:
@@ -252,7 +255,17 @@ def cautions(comparison: Comparison) -> list[str]:
             f"corrected for all {len(comparison.contrasts)} planned comparisons together, so the "
             f"chance of any false 'better' or 'worse' is {100 * comparison.settings.alpha:g} %."
         )
-    if any(c.contrast is not None and c.contrast.all_equal for c in comparison.conditions):
+    identical = {
+        frozenset({c.treatment, c.baseline})
+        for c in comparison.contrasts
+        if c.judgement.verdict.kind == "identical"
+    }
+    if any(
+        c.contrast is not None
+        and c.contrast.all_equal
+        and frozenset({c.label, comparison.baseline}) not in identical
+        for c in comparison.conditions
+    ):
         notes.append(
             "Where every seed differs by exactly the same amount the interval has no width. With "
             "so few numbers that is coincidence, not certainty."

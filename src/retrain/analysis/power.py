@@ -67,11 +67,9 @@ def power_t(seeds: int, effect: float, alpha: float = 0.05) -> float:
     _level(alpha)
     critical = float(stdtrit(seeds - 1, 1 - alpha / 2))
     center = abs(effect) * math.sqrt(seeds)
-    upper = float(nctdtr(seeds - 1, center, critical))
-    lower = float(nctdtr(seeds - 1, center, -critical))
-    if math.isnan(upper) or math.isnan(lower):  # far outside the range of the series
-        return 1.0 if center > critical else 0.0
-    return min(1.0, max(0.0, 1 - upper + lower))
+    # scipy's series ends in NaN where a tail is below 1e-15.
+    upper, lower = np.nan_to_num(nctdtr(seeds - 1, center, np.array([critical, -critical])))
+    return min(1.0, max(0.0, float(1 - upper + lower)))
 
 
 def power_sign_flip(seeds: int, effect: float, alpha: float = 0.05) -> float:

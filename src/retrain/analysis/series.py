@@ -35,6 +35,15 @@ COLUMNS = (
 # fmt: on
 """Keys of `metrics.jsonl` (docs/files.md) that a series has."""
 
+LEARNT = (
+    *("mean_reward", "correct_rate", "tokens", "num_datums"),
+    *("held_out_accuracy", "held_out_greedy_accuracy"),
+)
+"""Those of them that are the same in every step only of runs that learn the same."""
+
+ROUNDING = 1e-4
+"""By which share the norms of one gradient differ at most, whatever the order of its sums."""
+
 BLOCK = 1 << 23
 """Bytes parsed at a time."""
 MARK = 2048
@@ -72,6 +81,17 @@ class RunSeries:
     """(n,) likewise the seconds of `step_time_s`."""
     evaluations: tuple[Evaluation, ...]
     """Ascending by step."""
+
+    def learnt_as(self, other: RunSeries) -> bool:
+        """Whether every step of both had the same rewards and, but for rounding, one gradient."""
+        measured = not np.isnan(self.values["mean_reward"]).all()
+        if not measured or not np.array_equal(self.step, other.step):
+            return False
+        same = all(
+            np.array_equal(self.values[key], other.values[key], equal_nan=True) for key in LEARNT
+        )
+        norms = self.values["grad_norm"], other.values["grad_norm"]
+        return same and np.allclose(*norms, rtol=ROUNDING, atol=0.0, equal_nan=True)
 
 
 class SeriesReader:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,12 @@ from retrain.analysis.futility import dropped_pairs
 from retrain.analysis.multiplicity import benjamini_hochberg
 from retrain.analysis.paired import intention_to_treat, paired_differences, sign_flip_p
 from retrain.analysis.reading import items
-from retrain.analysis.records import CampaignRecord
+from retrain.analysis.records import CampaignRecord, RunView
 from retrain.analysis.series import SeriesReader
 from retrain.analysis.settings import ReportSettings
 from retrain.analysis.statistics import Contrast, mean, paired_contrast
 from retrain.analysis.values import run_values
-from retrain.analysis.verdict import Judgement, judge
+from retrain.analysis.verdict import IDENTICAL, Judgement, judge
 from retrain.config.evidence import STEPS_OF_REWARD
 from retrain.types import FloatArray
 
@@ -182,7 +181,7 @@ def compare(
         baseline=baseline,
         seeds=seeds,
         conditions=tuple(summaries[label] for label in labels),
-        contrasts=_contrasts(chosen, labels, seeds, summaries, campaign.manifest),
+        contrasts=_contrasts(chosen, campaign, summaries, reader),
     )
 
 
@@ -210,11 +209,11 @@ def all_pairs(comparison: Comparison) -> list[ExploratoryContrast]:
 
 def _contrasts(
     settings: ReportSettings,
-    labels: Sequence[str],
-    seeds: Sequence[int],
+    campaign: CampaignRecord,
     summaries: Mapping[str, ConditionSummary],
-    manifest: Mapping[str, Any],
+    reader: SeriesReader,
 ) -> tuple[PlannedContrast, ...]:
+    labels, seeds = campaign.conditions, campaign.seeds
     pairs = settings.pairs(labels)
     if not pairs:
         return ()
@@ -228,7 +227,7 @@ def _contrasts(
         settings.alpha,
         pairs=[(column[treatment], column[baseline]) for treatment, baseline in pairs],
         unit=settings.unit,
-        dropped_K=dropped_pairs(manifest, pairs),
+        dropped_K=dropped_pairs(campaign.manifest, pairs),
     )
     found = []
     for (treatment, baseline), judgement in zip(pairs, judged, strict=True):
@@ -241,8 +240,24 @@ def _contrasts(
         complete = paired_contrast(
             summaries[treatment].values, summaries[baseline].values, 1.0 - settings.alpha
         )
+        paired = judgement.paired
+        ties = paired.ties == paired.contrast.n and judgement.verdict.kind != "dropped"
+        if ties and _identical(campaign.of(treatment), campaign.of(baseline), reader):
+            judgement = replace(judgement, verdict=IDENTICAL)
         found.append(PlannedContrast(treatment, baseline, judgement, complete, by_seed))
     return tuple(found)
+
+
+def _identical(
+    treatment: Sequence[RunView], baseline: Sequence[RunView], reader: SeriesReader
+) -> bool:
+    """Whether finished runs of both under the same seed learnt the same; there is one at least."""
+    mine, theirs = (
+        {run.seed: reader.read(run) for run in side if run.state == "done"}
+        for side in (treatment, baseline)
+    )
+    shared = mine.keys() & theirs.keys()
+    return bool(shared) and all(mine[seed].learnt_as(theirs[seed]) for seed in shared)
 
 
 def _matrix(seeds: Sequence[int], columns: Sequence[Mapping[int, float | None]]) -> FloatArray:

@@ -7,6 +7,9 @@ The rule, for each planned contrast, at a level alpha and a margin that were fix
   difference is smaller than the margin.
 - undecided: else. The sentence says how many more seeds would decide.
 
+Before all of them, a contrast is "identical" when the runs of both sides learnt the same, step by
+step: no number of seeds would show a difference.
+
 A contrast whose condition was stopped for futility is none of these: it is dropped.
 """
 
@@ -26,7 +29,7 @@ from retrain.analysis.power import fewest_seeds, needed_seeds
 from retrain.analysis.words import Unit
 from retrain.types import FloatArray
 
-Kind = Literal["better", "worse", "equivalent", "undecided", "dropped"]
+Kind = Literal["better", "worse", "equivalent", "undecided", "dropped", "identical"]
 
 
 POINTS = Unit()
@@ -42,6 +45,11 @@ class Verdict:
     """For "undecided": about how many more seeds would decide. None where that is unknown."""
     notes: tuple[str, ...] = ()
     """What a reader has to know beside it: too few seeds, missing runs, a small difference."""
+
+
+IDENTICAL = Verdict(
+    "identical", "identical: the same rewards and gradients in every step, under every seed"
+)
 
 
 @dataclass(frozen=True, slots=True)

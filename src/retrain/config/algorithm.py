@@ -49,10 +49,12 @@ class SepaConfig(Table):
     """`[sepa]`: the schedule by which execution tokens' uncertainty is pooled."""
 
     steps: Count = 500
-    """Steps over which lambda rises from 0 to 1; 0 keeps it at 0."""
+    """Steps over which lambda rises from 0 to 1; 0 keeps it at 0. Unless written, a run that reads
+    it takes 8 tenths of its `max_steps`."""
     schedule: Literal["linear", "auto"] = "linear"
     """`linear`, or `auto`: rises faster when the variance over execution tokens collapses."""
     delay_steps: Count = 50
-    """Steps before lambda begins to rise."""
+    """Steps before lambda begins to rise. Unless written, a run that reads it takes a tenth of its
+    `max_steps`."""
     correct_rate_gate: Fraction = 0.1
     """lambda stays 0 until a step's correct rate reaches this; 0 opens the gate at once."""

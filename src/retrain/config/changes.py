@@ -77,6 +77,10 @@ OF_THE_PLAN = frozenset(
 )
 """What of that the runs of a campaign keep all the same: what is compared, and where it lies."""
 
+GSPO_TOKEN = "gspo with token credit"
+"""What `gspo` is to a run with token credit. A checkpoint that calls it `gspo` was trained with a
+loss that gave every token the mean credit of its completion."""
+
 CAMPAIGN_MAY_CHANGE = MAY_CHANGE - OF_THE_PLAN
 
 
@@ -179,6 +183,9 @@ def _values(config: RunConfig) -> dict[str, Any]:
     for component in dumped["reward"]["components"]:
         for place in MAY_CHANGE:
             component.pop(place.removeprefix("reward."), None)
+    of_tokens = config.algorithm.algorithm_mode or config.algorithm.transform_mode != "none"
+    if config.loss.type == "gspo" and of_tokens:
+        dumped["loss"]["type"] = GSPO_TOKEN
     return {
         f"{table}.{key}": value for table, keys in dumped.items() for key, value in keys.items()
     }

@@ -97,8 +97,10 @@ def check_run(run: RunConfig, written: Set[str]) -> Iterator[Finding]:
     yield from check_tracking(run, written)
 
 
-def without_idle(run: RunConfig) -> RunConfig:
+def without_idle(run: RunConfig, *, warned: bool = False) -> RunConfig:
     """`run` with every key that it inherits but must not write set to its default.
+
+    warned: also those that may be written, with a warning.
 
     A condition may inherit `eps_low` and change the loss to one that has none; its resolved
     config is a valid config of its own.
@@ -109,7 +111,7 @@ def without_idle(run: RunConfig) -> RunConfig:
         for key in getattr(run, table).__class__.model_fields
     }
     for finding in check_run(run, everything):
-        if finding.is_idle and finding.is_error:
+        if finding.is_idle and (finding.is_error or warned):
             table, _, key = finding.key.partition(".")
             held = getattr(run, table)
             default = type(held).model_fields[key].get_default(call_default_factory=True)

@@ -13,9 +13,10 @@ class DataConfig(Table):
     """`[data]`: the task."""
 
     source: Annotated[str, Field(min_length=1)] = "arithmetic"
-    """`arithmetic` (embedded, endless), `jsonl` or `parquet` (files), `hub` (any data set of the
-    Hugging Face hub), `math` (hendrycks MATH from the hub), or a dotted path to a function that
-    returns a task."""
+    """`arithmetic` (made here, endless), `math` (hendrycks MATH from the hub), `jsonl` or `parquet`
+    (files), `hub` (any data set of the Hugging Face hub), or a dotted path to a function that
+    returns a task. `auto`, and unless written: `arithmetic` for the embedded model, `math` for any
+    other."""
     path: str = ""
     """The file, for `jsonl` and `parquet`, or the data set's id, for `hub`, e.g.
     `"openai/gsm8k"`. A folder with a copy of a data set, for `hub` and `math`."""

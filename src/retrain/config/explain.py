@@ -189,9 +189,19 @@ def _capacity(loaded: LoadedConfig) -> dict[str, Any]:
 
 
 def _notes(loaded: LoadedConfig) -> Iterator[str]:
+    taken = [c for c in loaded.conditions if "data.source" not in c.written]
+    if loaded.sources["data.source"] == "default":
+        for model, source, reward in dict.fromkeys(
+            (c.config.model.model, c.config.data.source, c.config.reward.type) for c in taken
+        ):
+            what = "MATH (hendrycks/MATH)" if source == "math" else source
+            yield (
+                f"trains on {what} with the {reward} reward: [data] names no source, and the model "
+                f"is {model}"
+            )
     yield from _downloads(loaded)
     model = loaded.config.model.model
-    if model == "embedded":
+    if model == EMBEDDED:
         yield "the embedded model is a toy: it shows that a method works, not how well"
 
 

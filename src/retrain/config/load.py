@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from retrain.config import checks, overrides
 from retrain.config.conditions import Condition, clashes, resolve, single
+from retrain.config.defaults import EMBEDDED, filled
 from retrain.config.files import DEFAULT_FILE, read_toml
 from retrain.config.messages import NESTED
 from retrain.config.overrides import Override, parse_set
@@ -25,6 +26,7 @@ from retrain.errors import ConfigError, ConfigIssue
 from retrain.files import expanded
 
 __all__ = [
+    "EMBEDDED",
     "Condition",
     "LoadedConfig",
     "Override",
@@ -35,8 +37,6 @@ __all__ = [
     "read_config",
     "read_mapping",
 ]
-
-EMBEDDED = "embedded"
 
 RewardT = TypeVar("RewardT", bound=RewardKeys)
 
@@ -211,9 +211,12 @@ def _resolve(
         issues += [ConfigIssue(issue.key, issue.message, file=str(path or "")) for issue in wrong]
         issues += overrides.conflicts(given, [(c.label, c.written) for c in conditions])
         run_seeds = tuple(config.campaign.seeds)
+    keys = frozenset(written)
+    config = filled(config, keys)
+    conditions = tuple(replace(c, config=filled(c.config, keys | c.written)) for c in conditions)
 
     tainted = {issue.key for issue in issues}
-    findings = checks.check(config, conditions, frozenset(written), frozenset(tainted))
+    findings = checks.check(config, conditions, keys, frozenset(tainted))
     for finding in findings:
         if finding.is_error:
             source = options.get(finding.key, str(path or ""))

@@ -60,7 +60,8 @@ class RewardConfig(RewardKeys):
     type: Literal["match", "math", "judge", "custom", "composite"] = "match"
     """`match`: the last `\\boxed{}` equals the reference answer as text. `math`: it is the same
     number, expression, set, … . `judge`: a model on a server says. `custom`: your function.
-    `composite`: the weighted sum of `[[reward.components]]`."""
+    `composite`: the weighted sum of `[[reward.components]]`. Unless written: `math` for the source
+    `math`, else `match`."""
     on_failure: Literal["error", "mask"] = "error"
     """When a judge cannot be had or gives no verdict: stop the run, or `mask` the completion,
     which leaves it out of its group (counted in the metrics). It is never a silent 0."""

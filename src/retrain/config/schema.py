@@ -77,7 +77,7 @@ class LossConfig(Table):
     """The loss per token; see `docs/algorithms.md`."""
     aggregation: Literal["token_mean", "sequence_mean", "constant", "sum"] = "token_mean"
     """The denominator: completion tokens of the optimizer step, completions and their lengths,
-    `batch_size x group_size x max_tokens`, or 1."""
+    `batch_size x group_size x max_tokens`, or 1. Unless written: `sequence_mean` for `gspo`."""
     eps_low: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Lower clip of the ratio, for `ppo` (default 0.2) and `gspo` (default 3e-4)."""
     eps_high: Annotated[float, Field(gt=0.0)] | None = None
@@ -111,12 +111,13 @@ class TrainingConfig(Table):
     group_size: FewThousand = 16
     """Completions a problem."""
     max_tokens: PositiveInt = 10240
-    """Longest completion, in tokens. For the embedded model at most 239 fit; 64 are enough."""
+    """Longest completion, in tokens. Unless written: 64 for the embedded model, of which at most
+    239 fit."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Sampling temperature; the loss uses the same."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Nucleus sampling. Below 1 only with `importance_sampling` and no KL penalty, whose ratio
-    then corrects for the truncation."""
+    weighs what is drawn rightly; nothing is learnt from what is cut off."""
     lr: Annotated[float, Field(gt=0.0)] = 4e-5
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

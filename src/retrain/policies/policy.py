@@ -162,3 +162,12 @@ class ScoresTokens(Protocol):
     def completion_logprobs(self, batch: TrainBatch) -> FloatArray:
         """(rows, tokens) log-probabilities of the batch's completion tokens under the weights as
         they are and at the batch's temperature; 0 on padding."""
+
+
+@runtime_checkable
+class RoundsTokens(Protocol):
+    """A policy that samples and trains in a precision in which the two do not quite agree."""
+
+    def old_logprobs(self, batch: TrainBatch) -> FloatArray | None:
+        """(rows, tokens) what a clip needs in place of the sampler's log-probabilities, as
+        `ScoresTokens.completion_logprobs`; None where the sampler's own are near enough."""

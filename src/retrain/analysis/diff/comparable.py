@@ -17,6 +17,10 @@ from retrain.files import evaluation_files
 
 EVALUATED = ("evaluation.num_problems", "evaluation.samples_per_problem", "evaluation.temperature")
 LEVEL = 0.05
+ALIKE = (
+    "identical: the same rewards and gradients in every step; what differs between the configs had "
+    "no effect"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,13 @@ class Comparable:
         return self.same_model, self.same_task, self.same_reward, self.same_held_out
 
 
-def compare_ground(match: Match, differences: ConfigDifferences, identical: bool) -> Comparable:
+def compare_ground(
+    match: Match, differences: ConfigDifferences, identical: bool, alike: bool
+) -> Comparable:
     """Same model, task, reward, held-out problems? Same seeds, steps, states?
 
     identical: all numbers of all pairs are the same, so that there is nothing for chance to do.
+    alike: all pairs learnt the same, though their configs differ.
     """
     changed = {difference.key: difference for difference in differences.decisive}
     held_out, shared = _held_out(match)
@@ -72,7 +79,7 @@ def compare_ground(match: Match, differences: ConfigDifferences, identical: bool
     warnings = [
         *_ground_warnings(ground, changed, shared),
         *_evaluation_warnings(changed),
-        *([] if identical else _pair_warnings(match)),
+        *([ALIKE] if alike else [] if identical else _pair_warnings(match)),
         *_state_warnings(match.a, "A"),
         *_state_warnings(match.b, "B"),
         *_cost_warnings(differences),

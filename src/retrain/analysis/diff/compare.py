@@ -27,7 +27,7 @@ class Comparison:
     sameness: tuple[Sameness, ...]
     """Of the pairs that should agree bit for bit; empty when none should."""
     identical: bool
-    """Every pair was compared bit for bit, and no number of any differs."""
+    """No number of any pair differs; of unlike configs, no reward and no gradient."""
     curves: tuple[Curve, ...]
     costs: Costs
     reached: Reached | None
@@ -49,12 +49,14 @@ def compare(match: Match) -> Comparison:
     identical = bool(compared) and all(
         each is not None and each.steps and each.parting is None for each in compared
     )
+    alike = not identical and differences.same is False and bool(series)
+    alike = alike and all(pair.seed is not None and a.learnt_as(b) for pair, a, b in series)
     return Comparison(
         match=match,
         configs=differences,
-        ground=compare_ground(match, differences, identical),
+        ground=compare_ground(match, differences, identical, alike),
         sameness=tuple(each for each in compared if each is not None),
-        identical=identical,
+        identical=identical or alike,
         curves=compare_curves(series),
         costs=compare_costs(series),
         reached=compare_reach(series),

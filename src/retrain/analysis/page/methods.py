@@ -209,7 +209,8 @@ def _tests(comparison: Comparison) -> Iterator[str]:
         f"A condition is called better or worse when p is at most {settings.alpha:g}; else "
         f"equivalent when two one-sided t tests (Schuirmann, 1987) at level {settings.alpha:g}"
         f"{holm} put the difference within {settings.unit.size(settings.margin)} of zero; else "
-        "undecided."
+        "undecided. Conditions whose runs have the same rewards and gradients in every step are "
+        "called identical."
     )
     yield (
         f"Intervals are {100 * comparison.confidence:g} % paired t intervals (Student, 1908), each "

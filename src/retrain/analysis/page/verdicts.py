@@ -23,7 +23,10 @@ from retrain.analysis.verdict import Verdict
 from retrain.analysis.webpage import safe
 from retrain.analysis.words import plural
 
-SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "undecided": "?", "dropped": "✕"}
+SIGNS = {
+    **{"better": "▲", "worse": "▼", "equivalent": "=", "undecided": "?", "dropped": "✕"},
+    "identical": "≡",
+}
 CORRECTIONS = {
     "maxT": "step-down maxT (Westfall and Young)",
     "Holm": "Holm's method",

@@ -176,10 +176,13 @@ def _ppo(rows: LossRows, log_ratio: Tensor, config: LossConfig) -> tuple[Tensor,
 
 
 def _gspo(rows: LossRows, log_ratio: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """PPO's clip on the ratio of the whole completion, exp(mean log rho) (Zheng et al. 2025,
-    arXiv 2507.18071, eq. 5-7). Token credit multiplies that one ratio."""
+    """PPO's clip on the ratio of the whole completion, s = exp(mean log rho), token by token:
+    stop_gradient(s) pi / stop_gradient(pi) has its value, and a gradient of its own for each
+    token, so that token credit counts (GSPO-token: Zheng et al. 2025, arXiv 2507.18071, eq. 13-14;
+    with one credit for a whole completion its gradient is that of GSPO, eq. 5-7)."""
     lengths = rows.mask.sum(1, keepdim=True).clamp_min(1)
-    ratio = (log_ratio.sum(1, keepdim=True) / lengths).exp().expand_as(log_ratio)
+    of_completion = (log_ratio.sum(1, keepdim=True) / lengths).detach()
+    ratio = (of_completion + (log_ratio - log_ratio.detach())).exp()
     bounded, clipped = _clip(ratio, config, _GSPO_CLIP, rows.credit)
     return -torch.minimum(ratio * rows.credit, bounded * rows.credit), clipped
 
