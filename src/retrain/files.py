@@ -269,6 +269,7 @@ class RunRecord:
                 "versions": library_versions(),
                 "device": None,
                 "threads": None,
+                "unadapted_experts": None,
                 "result": None,
             },
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
 from retrain.config.schema import ModelConfig
-from retrain.models.shape import ModelShape, context_of, weight_shapes
+from retrain.models.shape import ModelShape, context_of, refused, weight_shapes
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -87,18 +87,19 @@ def inspect_model(name: str, base_dir: Path, revision: str = "") -> ModelFolder:
         return ModelFolder(None, None)
     # A download may be partial, and the worker completes it.
     folder = _inspect(Path(cached).parent)
-    return replace(folder, problems=())
+    return replace(folder, problems=_of_type(folder.config))
 
 
 def _inspect(path: Path) -> ModelFolder:
     if not path.is_dir():
         return ModelFolder(path, None, (f"there is no folder {path}",))
-    problems = []
+    problems: list[str] = []
     config = _read_json(path / "config.json")
     if config is None:
         hint = _below(path)
         problems.append(f"{path} holds no model: config.json is missing or damaged{hint}")
         return ModelFolder(path, None, tuple(problems))
+    problems += _of_type(config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         problems.append(f"{path} has no tokenizer (tokenizer.json)")
     elif _template(path) is None:
@@ -112,6 +113,11 @@ def _inspect(path: Path) -> ModelFolder:
         problems.append(f"{path} has no weights (*.safetensors){hint}")
     context = context_of(config)
     return ModelFolder(path, context, tuple(problems), config, _encoder(path), _renderer(path))
+
+
+def _of_type(config: Mapping[str, Any]) -> tuple[str, ...]:
+    problem = refused(config)
+    return (problem,) if problem else ()
 
 
 def _below(path: Path) -> str:
