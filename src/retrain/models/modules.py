@@ -101,17 +101,20 @@ class ModuleEngine:
                 layer.forward = partial(self._run_layer, layer.forward)
         self.sessions: type[ModuleSession] = ModuleSession
         if not _is_right(self):
-            self.sessions = UncachedSession
-            if not _is_right(self):
-                raise InputError(
-                    f"model.model: the logits of this {self.module.config.model_type} model depend "
-                    "on later tokens or on its neighbours in a batch; take a causal language model"
-                )
-            _log.warning(
-                "%s runs without a cache, which is slow: with one, or with padding, its numbers "
-                "are not those of a plain forward pass",
-                self.module.config.model_type,
+            self._do_without_a_cache()
+
+    def _do_without_a_cache(self) -> None:
+        self.sessions, kind = UncachedSession, self.module.config.model_type
+        if not _is_right(self):
+            raise InputError(
+                f"model.model: the logits of this {kind} model depend on later tokens or on its "
+                "neighbours in a batch; take a causal language model"
             )
+        _log.warning(
+            "%s runs without a cache, which is slow: with one, or with padding, its numbers are "
+            "not those of a plain forward pass",
+            kind,
+        )
 
     def _hook(self, name: str) -> Any:
         def add_adapter(_layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
