@@ -4,6 +4,9 @@ and gradients against the plain module with the adapter merged into its weights.
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,13 @@ import transformers
 from tests.conftest import VOCABULARY, make_adapter
 from torch import Tensor
 
-from retrain.errors import InputError
+from retrain.errors import ConfigError, InputError
 from retrain.models.engine import Rows, pad_ids
 from retrain.models.lora import LoraAdapter, target_modules
 from retrain.models.modules import ModuleEngine, ModuleSession, UncachedSession
-from retrain.models.shape import context_of, experts_of, refused
+from retrain.models.shape import ModelShape, context_of, experts_of, refused
+from retrain.models.tiny import EMBEDDED_PATH
+from retrain.preflight import load_checked
 
 CPU = torch.device("cpu")
 PROMPTS = [np.arange(3, 3 + n) for n in (5, 9, 2)]
@@ -207,3 +212,37 @@ def test_experts_are_counted_and_not_adapted() -> None:
     assert experts_of(module.config.to_dict()) == 4
     assert experts_of({"num_local_experts": 0, "num_experts": 1}) == 0
     assert not any("expert" in name for name in target_modules(module, "all-linear"))
+    stored = {f"model.layers.0.mlp.experts.{i}.up_proj.weight": (48, 32) for i in range(4)}
+    shape = ModelShape.of({}, {**stored, "model.layers.0.self_attn.q_proj.weight": (32, 32)})
+    assert shape.adapter_parameters(2, "all-linear") == 2 * (32 + 32)
+
+
+def model_folder(folder: Path, **config: Any) -> str:
+    """A folder that looks like a model; for a check that reads no weights."""
+    folder.mkdir()
+    for file in EMBEDDED_PATH.iterdir():
+        if "token" in file.name or file.name == "chat_template.jinja":
+            shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+def checked(folder: str, max_tokens: int = 64) -> list[str]:
+    path = Path(folder) / "run.toml"
+    path.write_text(
+        f"[model]\nmodel = {json.dumps(folder)}\n[training]\nmax_tokens = {max_tokens}\n"
+        '[data]\nsource = "arithmetic"\n[reward]\ntype = "match"\n'
+    )
+    return load_checked(path)[1]
+
+
+def test_what_a_config_tells_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bert models look at later tokens too"):
+        checked(model_folder(tmp_path / "bert", model_type="bert"))
+    with pytest.raises(ConfigError, match=r"holds 128 in all.*angles of all their positions"):
+        longrope = {"rope_type": "longrope", "original_max_position_embeddings": 128}
+        phi = model_folder(tmp_path / "phi", max_position_embeddings=4096, rope_scaling=longrope)
+        checked(phi, max_tokens=512)
+    mixture = model_folder(tmp_path / "moe", model_type="mixtral", num_local_experts=8)
+    assert any("the 8 experts of a layer" in warning for warning in checked(mixture))
