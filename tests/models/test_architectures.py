@@ -240,9 +240,9 @@ def checked(folder: str, max_tokens: int = 64) -> list[str]:
 def test_what_a_config_tells_is_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bert models look at later tokens too"):
         checked(model_folder(tmp_path / "bert", model_type="bert"))
+    longrope = {"rope_type": "longrope", "original_max_position_embeddings": 128}
+    phi = model_folder(tmp_path / "phi", max_position_embeddings=4096, rope_scaling=longrope)
     with pytest.raises(ConfigError, match=r"holds 128 in all.*angles of all their positions"):
-        longrope = {"rope_type": "longrope", "original_max_position_embeddings": 128}
-        phi = model_folder(tmp_path / "phi", max_position_embeddings=4096, rope_scaling=longrope)
         checked(phi, max_tokens=512)
     mixture = model_folder(tmp_path / "moe", model_type="mixtral", num_local_experts=8)
     assert any("the 8 experts of a layer" in warning for warning in checked(mixture))
