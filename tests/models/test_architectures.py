@@ -160,6 +160,18 @@ def test_numbers_are_those_of_the_plain_module(family: str) -> None:
             logits = session.decode(cache, tokens)
 
 
+@pytest.mark.parametrize("family", ["opt", "bart"])
+def test_finished_rows_stay_in_the_table_of_positions(family: str) -> None:
+    """They wait for others to finish, and go on being decoded until then."""
+    session = ModuleEngine(module_of(family, max_position_embeddings=16)).session(None)
+    cache, logits = session.prefill([np.arange(3, 18), np.arange(3, 5)], 30)
+    alone, wanted = session.prefill([np.arange(3, 5)], 14)
+    for token in range(10, 20):
+        torch.testing.assert_close(logits[1], wanted[0], rtol=0, atol=1e-3)
+        logits = session.decode(cache, torch.tensor([token, token]))
+        wanted = session.decode(alone, torch.tensor([token]))
+
+
 def test_a_base_session_leaves_recomputing_as_it_is() -> None:
     """With a KL penalty one is open beside the one that learns."""
     module = module_of("opt")

@@ -12,6 +12,7 @@ plain forward pass, rows stand on the left and are computed anew for every token
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from retrain.errors import InputError
 from retrain.models.engine import Cache, Prompts, Rows, pad_ids, with_prompts
 from retrain.models.head import Head, head_logprobs, token_logprobs
 from retrain.models.lora import LoraAdapter, target_modules
-from retrain.models.shape import EngineKind
+from retrain.models.shape import EngineKind, context_of
 from retrain.types import IntArray
 
 _log = logging.getLogger("retrain")
@@ -77,7 +78,8 @@ class ModulePrompts:
 class ModuleEngine:
     """Runs the module; hooks on its layers look at the session that is active.
 
-    sessions: with the module's own cache, or without one where that is not right.
+    sessions: with the module's own cache, or without one where that is not right. context: tokens
+    of a text at most.
 
     Raises InputError when a text's logits depend on more than the tokens before.
     """
@@ -86,12 +88,13 @@ class ModuleEngine:
     rows_hold_prompts = True
     refills = False
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.module: Any = module
+        self.module = module
         self.device: torch.device = next(module.parameters()).device
         self.head = _plain_head(self.module, self.device)
+        self.context = context_of(self.module.config.get_text_config().to_dict()) or sys.maxsize
         self._active: ModuleSession | None = None
         for name, linear in target_modules(module, "all-linear").items():
             linear.register_forward_hook(self._hook(name))
@@ -224,7 +227,8 @@ class ModuleSession:
             logits_to_keep=1,
             **{cache.name: cache.inner},
         )
-        cache.positions = cache.positions + 1
+        # Rows that are finished go on for a while, maybe beyond a table of positions.
+        cache.positions = (cache.positions + 1).clamp_max(self.engine.context - 1)
         return torch.as_tensor(out.logits[:, -1].float())
 
     def prompts(self, prompts: Sequence[IntArray]) -> ModulePrompts:
@@ -260,14 +264,15 @@ class UncachedSession(ModuleSession):
 
     def prefill(self, prompts: Sequence[IntArray], room: int) -> tuple[Cache, Tensor]:
         ids, mask = pad_ids(prompts, self.engine.device)
-        roomy = F.pad(ids, (0, max(0, room - ids.shape[1])))
+        roomy = F.pad(ids, (0, max(0, min(room, self.engine.context) - ids.shape[1])))
         cache = TokenCache(roomy, mask.sum(1))
         return cache, self._next_logits(cache)
 
     def decode(self, cache: Cache, token_ids: Tensor) -> Tensor:
         assert isinstance(cache, TokenCache)
-        cache.ids[torch.arange(len(token_ids)), cache.lengths] = token_ids
-        cache.lengths = cache.lengths + 1
+        places = cache.lengths.clamp_max(cache.ids.shape[1] - 1)
+        cache.ids[torch.arange(len(token_ids)), places] = token_ids
+        cache.lengths = places + 1
         return self._next_logits(cache)
 
     def _next_logits(self, cache: TokenCache) -> Tensor:
