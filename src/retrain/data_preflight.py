@@ -36,6 +36,7 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
     """Try the task, look into the model's folder, and measure the prompts."""
     from retrain.models.adapter_folder import adapter_problems
     from retrain.models.folder import inspect, template_variables
+    from retrain.models.shape import experts_of, longrope_limit
 
     model = inspect(run.model, found.loaded.base_dir)
     at_service = run.backend.backend != "local"
@@ -59,6 +60,9 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
             hint = near(name, known or ())
             message += f"; did you mean {hint[0]}?" if hint else ""
             found.error(condition, "model.chat_template_args", message)
+    if (experts := experts_of(model.config)) and not at_service:
+        message = f"the {experts} experts of a layer are no linear layers and stay as they are"
+        found.warn(condition, "model.lora_targets", message)
     for key, message in () if found.begun or at_service else adapter_problems(run.model):
         found.error(condition, key, message)
     if model.context is None:
@@ -80,6 +84,11 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
             "training.max_tokens",
             f"{run.training.max_tokens} tokens do not fit: {run.model.model} holds {model.context} "
             f"in all, of which prompts take up to {longest}; {left}"
+            + (
+                "; longer texts change the angles of all their positions (longrope)"
+                if model.context in longrope_limit(model.config)
+                else ""
+            )
             + (f", and {ENOUGH_EMBEDDED} are enough" if enough else ""),
         )
 

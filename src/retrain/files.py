@@ -273,6 +273,7 @@ class RunRecord:
                 "versions": library_versions(),
                 "device": None,
                 "threads": None,
+                "unadapted_experts": None,
                 "result": None,
             },
         )

@@ -44,8 +44,8 @@ class ModelConfig(Table):
     lora_alpha: Annotated[float, Field(ge=0.0)] = 0.0
     """LoRA alpha; the adapter is scaled by alpha / rank. 0 means 2 x rank."""
     lora_targets: Literal["all-linear"] | Names = "all-linear"
-    """`"all-linear"` (every linear layer but the output head), or a list of module names such
-    as `["q_proj", "v_proj"]`."""
+    """`"all-linear"` (every linear layer but the output head; experts are none), or a list of
+    module names such as `["q_proj", "v_proj"]`."""
     local_files_only: bool = False
     """Take a hub model only from what is on this machine already; never ask the network."""
     base_url: str = ""

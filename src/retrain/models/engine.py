@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,3 +116,25 @@ def pad_ids(
         ids[i, span] = torch.from_numpy(row)
         mask[i, span] = True
     return ids.to(device), mask.to(device)
+
+
+def with_prompts(ids: Tensor, mask: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Each row's prompt, then its completion without the last token, then padding: (rows, longest);
+    and where the completions begin (rows,). ids, mask: of the prompts, right-padded."""
+    starts = mask.sum(1)[rows.prompt_index]
+    lengths = host_lengths(mask)[rows.prompt_index.cpu().numpy()]
+    width = int((lengths + host_lengths(rows.mask)).max()) - 1
+    places = torch.arange(width, device=ids.device)[None]
+    own = (places - starts[:, None]).clamp(0, rows.token_ids.shape[1] - 1)
+    given = places.clamp_max(ids.shape[1] - 1).expand(len(starts), -1)
+    joined = torch.where(
+        places < starts[:, None],
+        ids[rows.prompt_index].gather(1, given),
+        rows.token_ids.gather(1, own),
+    )
+    return joined, starts
+
+
+def host_lengths(mask: Tensor) -> IntArray:
+    """(rows, tokens) mask -> (rows,) lengths, in main memory."""
+    return np.asarray(mask.sum(1).cpu().numpy(), dtype=np.int64)

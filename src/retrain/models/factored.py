@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retrain.models.engine import Cache, Prompts, Rows, pad_ids
+from retrain.models.engine import Cache, Prompts, Rows, pad_ids, with_prompts
 from retrain.models.head import head_logprobs
 from retrain.models.llama import LlamaWeights, Stack, as_rows, flat
 from retrain.models.lora import LoraAdapter
 from retrain.models.shape import EngineKind
-from retrain.models.slots import SlotCache, host_lengths
+from retrain.models.slots import SlotCache
 from retrain.types import IntArray
 
 # Prompts are taken in so many padded tokens at a time.
@@ -178,29 +178,17 @@ class FactoredSession:
 
     def logprobs(self, prompts: Prompts, rows: Rows, temperature: float) -> Tensor:
         assert isinstance(prompts, FactoredPrompts)
-        r, t = rows.token_ids.shape
-        starts = prompts.mask.sum(1)[rows.prompt_index][:, None]  # (rows, 1)
-        lengths = host_lengths(prompts.mask)[rows.prompt_index.cpu().numpy()]
-        width = int((lengths + host_lengths(rows.mask)).max()) - 1
-        # Each row is its prompt, then its completion without the last token, then padding.
-        places = torch.arange(width, device=self.model.device)[None]
-        own = (places - starts).clamp(0, t - 1)
-        given = places.clamp_max(prompts.ids.shape[1] - 1).expand(r, -1)
-        ids = torch.where(
-            places < starts,
-            prompts.ids[rows.prompt_index].gather(1, given),
-            rows.token_ids.gather(1, own),
-        )
-        x = self._forward(ids).view(r, width, -1)
+        ids, starts = with_prompts(prompts.ids, prompts.mask, rows)
+        x = self._forward(ids).view(*ids.shape, -1)
         row, token = rows.mask.nonzero(as_tuple=True)
         found = head_logprobs(
-            x[row, starts[row, 0] - 1 + token],
+            x[row, starts[row] - 1 + token],
             self._logits,
             len(self.model.head),
             rows.token_ids[row, token],
             temperature,
         )
-        return found.new_zeros(r, t).masked_scatter(rows.mask, found)
+        return found.new_zeros(rows.mask.shape).masked_scatter(rows.mask, found)
 
     def _forward(
         self, ids: Tensor, store: tuple[list[Tensor], list[Tensor], int] | None = None

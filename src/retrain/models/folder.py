@@ -16,6 +16,7 @@ from retrain.files import lfs_pointer
 from retrain.models.shape import (
     ModelShape,
     context_of,
+    refused,
     vocabulary_of,
     weight_shapes,
     weights_problem,
@@ -95,7 +96,7 @@ def inspect_model(name: str, base_dir: Path, revision: str = "") -> ModelFolder:
         return ModelFolder(None, None)
     # A download may be partial, and the worker completes it.
     folder = _inspect(Path(cached).parent)
-    return replace(folder, problems=())
+    return replace(folder, problems=_of_type(folder.config))
 
 
 def _inspect(path: Path) -> ModelFolder:
@@ -109,6 +110,7 @@ def _inspect(path: Path) -> ModelFolder:
         hint = _below(path)
         problems.append(f"{path} holds no model: config.json is missing or damaged{hint}")
         return ModelFolder(path, None, tuple(problems))
+    problems += _of_type(config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         problems.append(f"{path} has no tokenizer (tokenizer.json)")
     elif _template(path) is None:
@@ -133,6 +135,11 @@ def _damage(path: Path) -> Iterator[str]:
             yield pointer
         elif file in weights and (problem := weights_problem(file)):
             yield problem
+
+
+def _of_type(config: Mapping[str, Any]) -> tuple[str, ...]:
+    problem = refused(config)
+    return (problem,) if problem else ()
 
 
 def _below(path: Path) -> str:

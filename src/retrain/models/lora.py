@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,7 +61,7 @@ def target_modules(module: nn.Module, targets: str | Sequence[str]) -> dict[str,
     linear = {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not head
+        if layer is not head and _is_linear(layer)
     }
     if not linear:
         raise InputError(
@@ -92,6 +93,19 @@ def short_names(module: nn.Module, chosen: Sequence[str]) -> list[str]:
         name for name in target_modules(module, "all-linear") if name.rsplit(".", 1)[-1] in short
     }
     return sorted(short if selected == set(chosen) else chosen)
+
+
+def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is one, not only a kind of it that gives something else: routers of experts
+    give two tensors, grouped layers take one group's input."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+        return isinstance(layer, nn.Linear)
+    try:
+        with torch.no_grad():
+            output = layer(layer.weight.new_zeros(1, layer.in_features))
+    except (RuntimeError, IndexError):
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, layer.out_features)
 
 
 def _output_head(module: nn.Module) -> nn.Module | None:

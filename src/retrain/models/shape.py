@@ -21,13 +21,20 @@ much each."""
 
 _MAX_HEADER = 100 * 2**20
 
+_BIDIRECTIONAL = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"),
+    *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+    *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "cpmant"),
+)
+_NO_LINEAR_LAYERS = ("gpt2", "gpt-sw3", "openai-gpt")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The numbers that memory depends on.
 
-    linear: (out, in) of every linear layer but the output head, by name. parameters: of the whole
-    model, tied weights once.
+    linear: (out, in) of every linear layer but the output head and experts, by name. parameters: of
+    the whole model, tied weights once.
     """
 
     layers: int
@@ -45,8 +52,7 @@ class ModelShape:
         """From `config.json` and the shapes of the weights, by name. Numbers that the config does
         not give count as one layer, one head, or what follows from the others; without weights the
         linear layers are those of a Llama-like model."""
-        text = config.get("text_config")
-        config = {**config, **text} if isinstance(text, Mapping) else config
+        config = _with_text(config)
 
         def first(keys: str, otherwise: int) -> int:
             found = [config[key] for key in keys.split() if isinstance(config.get(key), int)]
@@ -85,27 +91,70 @@ class ModelShape:
         )
 
 
+def refused(config: Mapping[str, Any]) -> str | None:
+    """Why no adapter can be trained on models of this type, from `config.json`; None if nothing is
+    known against it. What cannot be told by name shows when the model is loaded."""
+    kind = config.get("model_type")
+    if kind in _BIDIRECTIONAL and not config.get("is_decoder"):
+        return f"{kind} models look at later tokens too; take a causal language model"
+    if config.get("is_encoder_decoder") and not any(
+        str(name).endswith("ForCausalLM") for name in config.get("architectures") or ()
+    ):
+        return f"{kind} models have an encoder of their own; take a causal language model"
+    if kind in _NO_LINEAR_LAYERS:
+        return f"{kind} models have no torch.nn.Linear layer to adapt; take another"
+    return None
+
+
 def context_of(config: Mapping[str, Any]) -> int | None:
     """Tokens that prompt and completion may have together, from `config.json`; None if it does not
-    say."""
-    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+    say. With longrope no more than before the change of `longrope_limit`."""
+    config = _with_text(config)
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len")
+    found = [config[key] for key in keys if isinstance(config.get(key), int)][:1]
+    return min([*found, *longrope_limit(config)], default=None)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int | None:
-    """How many tokens the model has embeddings of, likewise."""
-    return _number(config, "vocab_size")
+    """How many tokens the model has embeddings of, likewise; None if it does not say."""
+    size = _with_text(config).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
-def _number(config: Mapping[str, Any], *keys: str) -> int | None:
+def longrope_limit(config: Mapping[str, Any]) -> list[int]:
+    """Tokens of a text beyond which longrope turns every position by other angles, the earlier ones
+    too (Ding et al. 2024, arXiv 2402.13753): what was sampled before is not what a forward pass
+    over the whole text scores. Empty for other rotary embeddings."""
+    config = _with_text(config)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    every = [rope, *rope.values()] if isinstance(rope, Mapping) else []
+    limits = (
+        one.get("original_max_position_embeddings")
+        or config.get("original_max_position_embeddings")
+        for one in every
+        if isinstance(one, Mapping) and one.get("rope_type", one.get("type")) in ("longrope", "su")
+    )
+    return [limit for limit in limits if isinstance(limit, int)]
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """Experts of a layer, from `config.json`; 0 for a dense model."""
+    config = _with_text(config)
+    config = {**config, **(config.get("ffn_config") or {})}
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    counts = [config[key] for key in keys if isinstance(config.get(key), int)]
+    return max([count for count in counts if count > 1], default=0)
+
+
+def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config, what it says of its text model first."""
     text = config.get("text_config")
-    sources = [config, text if isinstance(text, Mapping) else {}]
-    found = (source[key] for source in sources for key in keys if isinstance(source.get(key), int))
-    return next(found, None)
+    return {**config, **text} if isinstance(text, Mapping) else config
 
 
 def _is_table(name: str) -> bool:
-    """Embeddings and the output head."""
-    return any(part in name for part in ("embed", "wte", "wpe", "lm_head"))
+    """Embeddings, the output head, and experts, which are one tensor in memory, not layers."""
+    return any(part in name for part in ("embed", "wte", "wpe", "lm_head", ".experts."))
 
 
 def _product(shape: Sequence[int]) -> int:

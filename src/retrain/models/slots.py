@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,8 +141,3 @@ class StepRunner:
         # Recording runs nothing.
         graph.replay()
         return result
-
-
-def host_lengths(mask: Tensor) -> IntArray:
-    """(rows, tokens) mask -> (rows,) lengths, in main memory."""
-    return np.asarray(mask.sum(1).cpu().numpy(), dtype=np.int64)

@@ -33,6 +33,8 @@ from retrain.files import (
     read_jsonl,
 )
 from retrain.locks import FolderLock
+from retrain.models.folder import inspect
+from retrain.models.shape import experts_of
 from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.policy import Policy
 from retrain.rewards.registry import build_reward
@@ -180,7 +182,11 @@ def _train(
         spent_before = trained_seconds(run_dir)
         checkpoint = point.checkpoint.folder if point.checkpoint else None
         with opened_policy(config, place, bases, checkpoint, name, run_dir) as policy:
-            record.update(device=policy.device, threads=place.backend.threads or 1)
+            record.update(
+                device=policy.device,
+                threads=place.backend.threads or 1,
+                unadapted_experts=_unadapted_experts(config),
+            )
             heard = trackers.heeded(on_row)
             run = assemble(config, record, state, policy, point, heard, stop, lock)
             with run.reward:
@@ -206,6 +212,13 @@ def _train(
     result = _result(record, status, message, state.step, spent_before, started)
     record.update(status=status, message=message, step=state.step, result=result.measured())
     return result
+
+
+def _unadapted_experts(config: RunConfig) -> int | None:
+    """Experts of a layer that the adapter leaves alone; None where a service adapts the model."""
+    if config.backend.backend != "local":
+        return None
+    return experts_of(inspect(config.model, Path.cwd()).config)
 
 
 def _try_update(record: RunRecord, **fields: Any) -> None:
