@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from retrain.errors import InputError
+from retrain.models.adapters.archive import unpacked
 from retrain.squeeze import analyze_adapter, compress_adapter
-from retrain.squeeze.archive import unpacked
 from tests.squeeze.adapters import random_factors, write_adapter
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

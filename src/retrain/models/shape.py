@@ -138,6 +138,14 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
                     return {}
                 header = json.loads(file.read(size))
             found |= {k: v["shape"] for k, v in header.items() if k != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+        ):
             return {}
     return found

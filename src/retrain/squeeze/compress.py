@@ -12,7 +12,9 @@ import numpy as np
 
 from retrain.errors import InputError
 from retrain.files import atomic_write_json
-from retrain.squeeze.adapter import Adapter, open_adapter
+from retrain.models.adapters.reader import Adapter, open_adapter
+from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.models.adapters.tensors import WEIGHTS, TensorWriter
 from retrain.squeeze.allocation import layers_ranks
 from retrain.squeeze.analysis import (
     Device,
@@ -25,8 +27,6 @@ from retrain.squeeze.analysis import (
     retention,
 )
 from retrain.squeeze.pictures import PICTURES
-from retrain.squeeze.settings import ADAPTER_CONFIG
-from retrain.squeeze.tensors import WEIGHTS, TensorWriter
 
 Allocation = Literal["uniform", "per_module"]
 

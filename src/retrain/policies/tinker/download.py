@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrain.errors import InputError
-from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.models.adapters.tensors import PICKLES, pickle_error
 from retrain.policies.tinker.paths import EXTERNAL, WEIGHTS, ServicePath
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
+_LARGEST = 64 << 30
+"""Bytes of a file, as no adapter has."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -90,6 +93,9 @@ def _fetch_file(client: httpx.Client, url: str, file: Path) -> None:
             with file.open("wb") as target:
                 for block in response.iter_bytes(_BLOCK):
                     target.write(block)
+                    if target.tell() > _LARGEST:
+                        message = f"{file.name} has more than {_LARGEST >> 30} GiB; no adapter does"
+                        raise DownloadError(message)
     except httpx.HTTPStatusError as error:
         # Not the error's own words: they hold the signed address.
         status = error.response.status_code
@@ -103,6 +109,8 @@ def _check_names(urls: Mapping[str, str], path: ServicePath) -> None:
     for name in urls:
         if not _PLAIN_NAME.fullmatch(name):
             raise DownloadError(f"{path} holds a file {name!r}, which is no adapter's")
+        if Path(name).suffix in PICKLES:
+            raise pickle_error(f"{path}: {name}")
     if ADAPTER_CONFIG not in urls:
         held = ", ".join(sorted(urls)) or "nothing"
         raise DownloadError(f"{path} is no adapter in PEFT format: it holds {held}")
