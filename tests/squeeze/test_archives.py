@@ -120,6 +120,19 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         analyze_adapter(archive)
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_what_grows_beyond_measure_is_not_unpacked(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrain.models.adapters.archive._SMALL", 1 << 20)
+    (tmp_path / "source").mkdir()
+    for name in FILES:
+        (tmp_path / "source" / name).write_bytes(bytes(1 << 20))
+    archive = pack(tmp_path / "source", tmp_path / f"bomb{suffix}", "")
+    with pytest.raises(InputError, match=r"bomb.* of 0\.0 MB unpacks to 0\.0 GB or more"):
+        analyze_adapter(archive)
+
+
 def test_two_members_with_one_name(tmp_path: Path) -> None:
     archive = tmp_path / "twice.zip"
     with zipfile.ZipFile(archive, "w") as zipped:

@@ -110,7 +110,7 @@ def _check_names(urls: Mapping[str, str], path: ServicePath) -> None:
         if not _PLAIN_NAME.fullmatch(name):
             raise DownloadError(f"{path} holds a file {name!r}, which is no adapter's")
         if Path(name).suffix in PICKLES:
-            raise pickle_error(f"{path}: {name}")
+            raise DownloadError(str(pickle_error(f"{path}: {name}")))
     if ADAPTER_CONFIG not in urls:
         held = ", ".join(sorted(urls)) or "nothing"
         raise DownloadError(f"{path} is no adapter in PEFT format: it holds {held}")
