@@ -232,7 +232,7 @@ def _check_output(output: Path, source: Path, adapter: Adapter) -> None:
 def _is_ours(file: Path) -> bool:
     try:
         return bool(json.loads(file.read_bytes())["kind"] == "compressed adapter")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
