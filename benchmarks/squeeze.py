@@ -38,7 +38,7 @@ from durability import LAYERS, SHAPES
 from shape import environment
 
 if TYPE_CHECKING:
-    from retrain.squeeze.adapter import Adapter, LoraModule
+    from retrain.models.adapters.reader import Adapter, LoraModule
 
 PREFIX = "base_model.model."
 
@@ -113,8 +113,8 @@ def make_adapter(folder: Path, rank: int) -> None:
     """Random factors, in float32 as retrain trains them; singular values fall to 1/50."""
     import torch
 
-    from retrain.squeeze.settings import ADAPTER_CONFIG
-    from retrain.squeeze.tensors import WEIGHTS, TensorWriter
+    from retrain.models.adapters.settings import ADAPTER_CONFIG
+    from retrain.models.adapters.tensors import WEIGHTS, TensorWriter
 
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for layer in range(LAYERS):
@@ -171,7 +171,7 @@ def measure_whole(source: Path, target: Path, rank_to: int) -> dict[str, Any]:
 
 def measure_turns(source: Path, layers: int, repeats: int) -> dict[str, Any]:
     """Seconds of each way on the same modules, and their ratios to ours in the same turn."""
-    from retrain.squeeze.adapter import open_adapter
+    from retrain.models.adapters.reader import open_adapter
 
     ways = {"squeeze": squeeze, "householder": householder, "plain loop": plain_loop}
     seconds: defaultdict[str, list[float]] = defaultdict(list)

@@ -34,7 +34,7 @@ _FILE_KEYS = ("path", "held_out_path")
 
 def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) -> None:
     """Try the task, look into the model's folder, and measure the prompts."""
-    from retrain.models.adapter_folder import adapter_problems
+    from retrain.models.adapters.initial import adapter_problems
     from retrain.models.folder import inspect, template_variables
     from retrain.models.shape import experts_of, longrope_limit
 
@@ -65,6 +65,8 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         found.warn(condition, "model.lora_targets", message)
     for key, message in () if found.begun or at_service else adapter_problems(run.model):
         found.error(condition, key, message)
+    if not at_service:
+        _adapter(found, condition, run, model)
     if model.context is None:
         return
     lengths: list[int] = []
@@ -91,6 +93,39 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
             )
             + (f", and {ENOUGH_EMBEDDED} are enough" if enough else ""),
         )
+
+
+def _adapter(found: Findings, condition: Condition, run: RunConfig, model: ModelFolder) -> None:
+    """Targets that name no layer, and a rank that this machine has no room for."""
+    from retrain.config.explain_memory import size
+    from retrain.experiments.memory import run_memory
+    from retrain.models.shape import SUPPORTED
+
+    shape, targets = model.shape, run.model.lora_targets
+    if shape is None:
+        return
+    # Other architectures may call their layers differently from their weights.
+    report = found.error if model.config.get("model_type") in SUPPORTED else found.warn
+    for name in () if isinstance(targets, str) else targets:
+        if not shape.adapter_parameters(1, [name]):
+            known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in shape.linear}))
+            message = f"no linear layer is called {show(name)}; this model has {known}"
+            report(condition, "model.lora_targets", message)
+    memory = run_memory(run, found.loaded.base_dir)
+    if memory is None or memory["device_memory"] is None:
+        return
+    adapter = memory["peak"]["adapter"] + memory["peak"]["optimizer"]
+    if adapter + memory["peak"]["weights"] > memory["device_memory"]:
+        weights = memory["peak"]["weights"]
+        message = (
+            f"does not fit: the weights take {size(weights)}, and at rank {run.model.lora_rank} "
+            f"adapter, gradient and optimizer {size(adapter)}; {size(memory['device_memory'])} are "
+            "there"
+        )
+        if adapter > weights:
+            found.error(condition, "model.lora_rank", message)
+        else:
+            found.warn(condition, "model.model", message)
 
 
 def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:

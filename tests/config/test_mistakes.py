@@ -15,6 +15,12 @@ from retrain.preflight import load_checked
 SHORT = "[training]\nmax_tokens = 64\n"
 NO_TENSORS = "\2\0\0\0\0\0\0\0{}"
 """A whole safetensors file."""
+FACTORS = (
+    '{"q_proj.lora_A.weight": {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]}, '
+    '"q_proj.lora_B.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [32, 64]}}'
+)
+ONE_LAYER = "\0\1\0\0\0\0\0\0" + FACTORS.ljust(256) + 64 * "\0"
+"""Another, with an adapter of rank 8."""
 CATALOGUE = Path(__file__).with_name("mistakes.txt")
 
 
@@ -57,10 +63,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         "file.txt": "",
         "plugins/__init__.py": "",
-        "adapter/adapter_config.json": "{}",
-        "rank8/adapter_config.json": '{"r": 8, "lora_alpha": 16}',
-        "rank8/adapter_model.safetensors": NO_TENSORS,
-        "dora/adapter_config.json": '{"r": 32, "lora_alpha": 64, "use_dora": true}',
+        "adapter/adapter_config.json": '{"peft_type": "LORA", "r": 8, "lora_alpha": 16}',
+        "rank8/adapter_config.json": '{"peft_type": "LORA", "r": 8, "lora_alpha": 16}',
+        "rank8/adapter_model.safetensors": ONE_LAYER,
+        "dora/adapter_config.json": (
+            '{"peft_type": "LORA", "r": 32, "lora_alpha": 64, "use_dora": true}'
+        ),
         "dora/adapter_model.safetensors": NO_TENSORS,
         "listed/adapter_config.json": "[]",
         "begun/run.json": "{}",
@@ -232,3 +240,15 @@ def test_plugins_that_need_not_be_here_are_warnings(folder: Path) -> None:
         "algorithm.advantage_mode",
         "reward.custom_function",
     ]
+
+
+def test_a_rank_that_the_machine_has_no_room_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrain.experiments.memory.main_memory", lambda: 2**30)
+    toml = SHORT + '[model]\nlora_rank = 20000\n[backend]\ndevice = "cpu"\n'
+    (message,) = messages(folder, toml)
+    assert message == (
+        "model.lora_rank: does not fit: the weights take 3 MiB, and at rank 20000 adapter, "
+        "gradient and optimizer 1.4 GiB; 1.0 GiB are there"
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from retrain.config.schema import ModelConfig
-from retrain.models.adapter_folder import adapter_problems
+from retrain.models.adapters.initial import adapter_problems
 
 CONFIG = {
+    "peft_type": "LORA",
     "r": 4,
     "lora_alpha": 8,
     "bias": "none",
@@ -24,14 +27,26 @@ CONFIG = {
 }
 
 
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An adapter as PEFT writes it."""
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     configure(adapter)
-    save_file({"a": np.ones(3, dtype=np.float32)}, adapter / "adapter_model.safetensors")
+    store(adapter, LAYER)
     return adapter
+
+
+def store(folder: Path, *layers: str, rank: int = 4, **more: tuple[int, ...]) -> None:
+    shapes = {f"{layer}.lora_A.weight": (rank, 6) for layer in layers}
+    shapes |= {f"{layer}.lora_B.weight": (3, rank) for layer in layers} | more
+    tensors = {
+        f"base_model.model.{name}": np.ones(shape, "float32") for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -81,7 +96,7 @@ def test_without_one_of_its_files_it_is_no_adapter(name: str, damage: str, folde
     assert damage in message
 
 
-@pytest.mark.parametrize("text", ["[]", '"text"', "\udcff"])
+@pytest.mark.parametrize("text", ["[]", '"text"', "\udcff", "[" * 100_000])
 def test_a_config_that_is_none(text: str, folder: Path) -> None:
     (folder / "adapter_config.json").write_bytes(text.encode(errors="surrogateescape"))
     ((_, message),) = problems(folder)
@@ -116,7 +131,29 @@ def test_one_base_model_has_several_names(base: str | None, folder: Path) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{"use_rslora": True}, {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}],
+    [
+        *(
+            {"init_lora_weights": way}
+            for way in ("pissa", "pissa_niter_4", "olora", "corda", "loftq")
+        ),
+        {"use_dora": True},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1, 2]},
+        {"fan_in_fan_out": True},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [1]},
+        {"layers_pattern": "h"},
+        {"exclude_modules": ["k_proj"]},
+        {"layer_replication": [[0, 2], [0, 2]]},
+        {"alora_invocation_tokens": [5]},
+        {"target_parameters": ["experts.up"]},
+        {"target_modules": ["k_proj"]},
+        {"target_modules": r".*\.k_proj"},
+        {"target_modules": "("},
+        {"a_setting_of_tomorrow": 3},
+    ],
 )
 def test_settings_that_would_be_ignored_are_refused(changes: dict[str, Any], folder: Path) -> None:
     configure(folder, **changes)
@@ -128,3 +165,59 @@ def test_settings_that_would_be_ignored_are_refused(changes: dict[str, Any], fol
 def test_no_modules_to_save_is_written_in_two_ways(folder: Path) -> None:
     configure(folder, modules_to_save=[])
     assert problems(folder) == []
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], [LAYER], r".*\.[qk]_proj", "all-linear", None])
+def test_targets_that_select_what_the_file_has(targets: Any, folder: Path) -> None:
+    configure(folder, target_modules=targets, init_lora_weights="eva", use_rslora=True)
+    assert problems(folder) == []
+
+
+def test_the_rank_is_the_largest_of_a_layer(folder: Path) -> None:
+    store(folder, LAYER, rank=8)
+    configure(folder, rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 2})
+    assert problems(folder, lora_rank=8, lora_alpha=8) == []
+    ((key, message),) = problems(folder, lora_rank=4, lora_alpha=8)
+    assert (key, "has rank 8; write lora_rank = 8" in message) == ("model.lora_rank", True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lm_head.weight": (3, 6)}, "lm_head.weight' is no factor"),
+        ({f"{LAYER}.bias": (3,)}, "q_proj.bias' is no factor"),
+        ({"embed.lora_embedding_A": (4, 9), "embed.lora_embedding_B": (3, 4)}, "no linear layer"),
+        ({"conv.lora_A.weight": (4, 3, 2), "conv.lora_B.weight": (3, 4, 1)}, "no linear layer"),
+        ({"other.lora_A.weight": (4, 3), "other.lora_B.weight": (3, 4)}, "leaves out other"),
+    ],
+)
+def test_tensors_that_would_be_ignored_are_refused(
+    tensors: dict[str, Any], message: str, folder: Path
+) -> None:
+    store(folder, LAYER, **tensors)
+    configure(folder, target_modules=["q_proj", "embed", "conv"])
+    ((key, text),) = problems(folder)
+    assert (key, message in text) == ("model.init_adapter", True), text
+
+
+def test_layers_that_the_run_does_not_adapt(folder: Path) -> None:
+    assert problems(folder, lora_targets=["self_attn.q_proj"]) == []
+    ((_, message),) = problems(folder, lora_targets=["k_proj"])
+    assert f"this run does not adapt: {LAYER} is not among lora_targets" in message
+
+
+def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    ((_, message),) = problems(folder)
+    assert "adapter_model.bin is a pickle" in message
+
+
+def test_nothing_of_it_needs_torch(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from retrain.config.schema import ModelConfig; "
+        "from retrain.models.adapters.initial import adapter_problems; "
+        f"model = ModelConfig(lora_rank=4, init_adapter={str(folder)!r}); "
+        "print(list(adapter_problems(model)), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from retrain.errors import InputError
+from retrain.models.adapters.archive import unpacked
 from retrain.squeeze import analyze_adapter, compress_adapter
-from retrain.squeeze.archive import unpacked
 from tests.squeeze.adapters import random_factors, write_adapter
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -117,6 +117,19 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
         archive.write_bytes(b"")
         tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"unpacks to|cannot be unpacked"):
+        analyze_adapter(archive)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_what_grows_beyond_measure_is_not_unpacked(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrain.models.adapters.archive._SMALL", 1 << 20)
+    (tmp_path / "source").mkdir()
+    for name in FILES:
+        (tmp_path / "source" / name).write_bytes(bytes(1 << 20))
+    archive = pack(tmp_path / "source", tmp_path / f"bomb{suffix}", "")
+    with pytest.raises(InputError, match=r"bomb.* of 0\.0 MB unpacks to 0\.0 GB or more"):
         analyze_adapter(archive)
 
 

@@ -266,7 +266,7 @@ def test_modules_are_read_one_at_a_time(
     """When a module's factors are read, none of another module's are alive."""
     import weakref
 
-    from retrain.squeeze.tensors import TensorReader
+    from retrain.models.adapters.tensors import TensorReader
 
     alive: dict[int, tuple[str, Any]] = {}
     most: list[int] = []

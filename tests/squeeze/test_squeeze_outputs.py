@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 
 from retrain.errors import InputError
+from retrain.models.adapters.tensors import TensorWriter
 from retrain.squeeze import analyze_adapter, compress_adapter, pictures, render_table
 from retrain.squeeze.analysis import positions
-from retrain.squeeze.tensors import TensorWriter
 from tests.squeeze.adapters import random_factors, read_tensors, write_adapter
 
 

@@ -13,9 +13,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from retrain.models.adapters.settings import _CARRIED, _INTERPRETED, _REFUSED
 from retrain.models.lora import LoraAdapter, LoraSpec
 from retrain.squeeze import analyze_adapter, compress_adapter
-from retrain.squeeze.settings import _CARRIED, _INTERPRETED, _REFUSED
 from tests.conftest import make_adapter, make_module
 from tests.squeeze.adapters import best_approximation, read_config
 

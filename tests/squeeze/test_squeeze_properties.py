@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrain.models.adapters.settings import read_settings
 from retrain.squeeze import analyze_adapter, compress_adapter, factors
 from retrain.squeeze.analysis import retention
-from retrain.squeeze.settings import read_settings
 from tests.squeeze.adapters import (
     best_approximation,
     product,

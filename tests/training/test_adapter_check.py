@@ -10,10 +10,10 @@ import torch
 
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
+from retrain.models.adapters.reader import open_adapter
 from retrain.models.lora import LoraSpec
 from retrain.policies.local.policy import LocalPolicy
 from retrain.squeeze import compress_adapter
-from retrain.squeeze.adapter import open_adapter
 from retrain.training.adapter_check import AdapterChecker, load_policy
 from retrain.training.run import BaseModels
 from retrain.types import TrainBatch

@@ -17,7 +17,7 @@ from retrain.causes import INFRASTRUCTURE
 from retrain.errors import InputError
 from retrain.experiments.paths import shown
 from retrain.files import RUN_FILE
-from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.models.adapters.settings import ADAPTER_CONFIG
 from retrain.training.resume import ResumePoint, find_resume_point
 
 

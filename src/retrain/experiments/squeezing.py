@@ -35,7 +35,8 @@ from retrain.files import (
     create_timestamped_folder,
     expanded,
 )
-from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.models.adapters.reader import open_adapter
+from retrain.models.adapters.settings import ADAPTER_CONFIG
 from retrain.policies.tinker.paths import STATE_FILE, SavedState, is_service_path
 from retrain.squeeze import (
     SqueezeAnalysis,
@@ -45,7 +46,6 @@ from retrain.squeeze import (
     pictures,
     render_table,
 )
-from retrain.squeeze.adapter import open_adapter
 from retrain.tracking.squeeze import track_squeeze
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from retrain.config.load import EMBEDDED, is_folder_name
 from retrain.config.schema import ModelConfig
 from retrain.errors import InputError
 from retrain.files import lfs_pointer
+from retrain.models.adapters.tensors import PICKLES, pickle_error
 from retrain.models.shape import (
     ModelShape,
     context_of,
@@ -21,10 +23,14 @@ from retrain.models.shape import (
     weight_shapes,
     weights_problem,
 )
+from retrain.models.weight_names import header_problem
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+RUNS_CODE = (
+    "brings code of its own (auto_map), which retrain does not run; take a model that transformers "
+    "knows itself"
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,15 @@ def _inspect(path: Path) -> ModelFolder:
             f"{path} has no chat template; add chat_template.jinja, or use the model's "
             "instruction-tuned version"
         )
-    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+    if _runs_code(path, config):
+        problems.append(f"{path} {RUNS_CODE}")
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+    if any(path.glob("*.safetensors")):
+        if problem := header_problem(config, weight_shapes(path)):
+            problems.append(f"{path} {problem}")
+    elif pickles:
+        problems.append(str(pickle_error(str(path / pickles[0]))))
+    else:
         adapter = (path / "adapter_config.json").is_file()
         hint = "; it is a LoRA adapter, name the base model" if adapter else ""
         problems.append(f"{path} has no weights (*.safetensors){hint}")
@@ -142,6 +156,25 @@ def _of_type(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (problem,) if problem else ()
 
 
+def _runs_code(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether model or tokenizer need code of the folder, as transformers has none for them."""
+    tokenizer = _read_json(path / "tokenizer_config.json") or {}
+    return any(
+        bool(values.get("auto_map")) and not _is_known(str(values.get(kind)))
+        for values, kind in ((config, "model_type"), (tokenizer, "tokenizer_class"))
+    )
+
+
+@cache
+def _is_known(kind: str) -> bool:
+    """Whether transformers' lists have a model type or a tokenizer; to import it takes seconds."""
+    found = find_spec("transformers")
+    places = (found and found.submodule_search_locations) or ()
+    files = [file for place in places for file in Path(place).glob("models/auto/*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    return any(f'"{name}"' in text for name in (kind, kind.removesuffix("Fast")))
+
+
 def _below(path: Path) -> str:
     inner = sorted(file.parent.name for file in path.glob("*/config.json"))
     if (path / "adapter_config.json").is_file():
@@ -152,7 +185,7 @@ def _below(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -1,4 +1,4 @@
-"""LoRA factors: which layers get them, their values, and PEFT's file format.
+"""LoRA factors: which layers get them, their values, and how they are written in PEFT's format.
 
 A linear layer's weight is `W + scale * B @ A` with `A: (rank, in)` and `B: (out, rank)`,
 `scale = alpha / rank` (Hu et al. 2021, arXiv 2106.09685, eq. 3). All factors of an adapter and
@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from retrain import seeding
 from retrain.errors import InputError
+from retrain.models.adapters.reader import Adapter
+from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.models.adapters.tensors import WEIGHTS
 
 _PREFIX = "base_model.model."
 
@@ -87,11 +90,9 @@ def target_modules(module: nn.Module, targets: str | Sequence[str]) -> dict[str,
 
 def short_names(module: nn.Module, chosen: Sequence[str]) -> list[str]:
     """PEFT's `target_modules` for these layers: last parts of their names when those select
-    exactly them, else the full names."""
+    exactly them of all modules, else the full names."""
     short = {name.rsplit(".", 1)[-1] for name in chosen}
-    selected = {
-        name for name in target_modules(module, "all-linear") if name.rsplit(".", 1)[-1] in short
-    }
+    selected = {name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in short}
     return sorted(short if selected == set(chosen) else chosen)
 
 
@@ -112,6 +113,41 @@ def _output_head(module: nn.Module) -> nn.Module | None:
     get = getattr(module, "get_output_embeddings", None)
     head = get() if callable(get) else None
     return head if isinstance(head, nn.Module) else None
+
+
+def peft_config(spec: LoraSpec, target_names: Sequence[str], base_name: str) -> dict[str, Any]:
+    """`adapter_config.json` of an adapter."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": spec.rank,
+        "lora_alpha": int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(target_names),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def factor_names(layer: str) -> tuple[str, str]:
+    """What PEFT calls the factors A and B of a layer in a file."""
+    return f"{_PREFIX}{layer}.lora_A.weight", f"{_PREFIX}{layer}.lora_B.weight"
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file that is readable as any new file; the library keeps it to its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata)
+    path.chmod(mode)
 
 
 class LoraAdapter:
@@ -169,34 +205,17 @@ class LoraAdapter:
         folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = factors.a.detach().cpu().contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = factors.b.detach().cpu().contiguous()
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        alpha = self.spec.alpha
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base_name,
-            "r": self.spec.rank,
-            "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-            "lora_dropout": 0.0,
-            "target_modules": self.target_names,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "init_lora_weights": True,
-            "inference_mode": True,
-            "modules_to_save": None,
-            "use_rslora": False,
-            "use_dora": False,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for key, factor in zip(factor_names(name), (factors.a, factors.b), strict=True):
+                tensors[key] = factor.detach().cpu().contiguous()
+        write_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
+        config = peft_config(self.spec, self.target_names, self.base_name)
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Read factors that `save` wrote. Raises InputError when layers or shapes differ."""
-        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors = load_file(folder / WEIGHTS)
         for name, factors in self.factors.items():
-            for letter, target in (("A", factors.a), ("B", factors.b)):
-                key = f"{_PREFIX}{name}.lora_{letter}.weight"
+            for key, target in zip(factor_names(name), (factors.a, factors.b), strict=True):
                 stored = tensors.pop(key, None)
                 if stored is None or stored.shape != target.shape:
                     found = "missing" if stored is None else f"of shape {tuple(stored.shape)}"
@@ -209,3 +228,32 @@ class LoraAdapter:
             raise InputError(
                 f"{folder}: holds layers this run does not adapt: {sorted(tensors)[:3]}"
             )
+
+    def take(self, other: Adapter) -> None:
+        """Become what another adapter of the same layers computes. A layer of a lower rank keeps
+        it: the rest of its factors is zero, and so is their gradient. A layer of another scaling
+        has the difference in B.
+
+        Raises InputError when layers or shapes differ, or values are not finite.
+        """
+        theirs = {module.name: module for module in other.modules}
+        if extra := sorted([*other.carried, *(theirs.keys() - self.factors.keys())]):
+            raise InputError(f"{other.where}: holds layers this run does not adapt: {extra[:3]}")
+        if missing := sorted(self.factors.keys() - theirs.keys()):
+            raise InputError(
+                f"{other.where}: {missing[0]} is missing; this run adapts it "
+                "(same [model].model and lora_targets?)"
+            )
+        self.params.zero_()
+        for name, module in theirs.items():
+            b, a = other.factors(module, self.params.device, torch.float32)
+            own = self.factors[name]
+            wanted = (own.b.shape[0], own.a.shape[1])
+            if module.rank > self.spec.rank or (b.shape[0], a.shape[1]) != wanted:
+                raise InputError(
+                    f"{other.where}: {name} has {b.shape[0]} x {a.shape[1]}, rank {module.rank}; "
+                    f"the model's layer has {wanted[0]} x {wanted[1]}, and this run rank "
+                    f"{self.spec.rank}: is it an adapter of another model?"
+                )
+            own.a[: module.rank].copy_(a)
+            own.b[:, : module.rank].copy_(b * (module.scaling / self.spec.scale))

@@ -179,6 +179,11 @@ def _llama_layers(
     return {f"model.layers.{i}.{name}": size for i in range(layers) for name, size in one.items()}
 
 
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error),
+)
+
+
 def weight_shapes(folder: Path) -> dict[str, list[int]]:
     """Shapes of the tensors in a folder's safetensors files, from their headers alone; empty when
     there are none, or when one cannot be read."""
@@ -186,7 +191,7 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
     try:
         for path in sorted(folder.glob("*.safetensors")):
             found |= {name: tensor["shape"] for name, tensor in _header(path)[0].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except _UNREADABLE:
         return {}
     return found
 
@@ -196,7 +201,7 @@ def weights_problem(path: Path) -> str:
     try:
         tensors, start = _header(path)
         size = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+    except _UNREADABLE:
         return f"{path} is damaged, or no safetensors file: its header cannot be read"
     if size != (there := path.stat().st_size):
         return f"{path} is damaged: it has {there:,} bytes of {size:,}; download it again"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from retrain.squeeze.adapter import LoraModule
+from retrain.models.adapters.reader import LoraModule
 from retrain.squeeze.analysis import SqueezeAnalysis
 
 

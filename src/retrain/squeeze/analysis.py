@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrain.errors import InputError
-from retrain.squeeze.adapter import Adapter, open_adapter
+from retrain.models.adapters.reader import Adapter, open_adapter
 
 Progress = Callable[[int, int], None]
 """Called with (modules done, modules in all)."""

@@ -12,7 +12,9 @@ import numpy as np
 
 from retrain.errors import InputError
 from retrain.files import atomic_write_json, expanded
-from retrain.squeeze.adapter import Adapter, open_adapter
+from retrain.models.adapters.reader import Adapter, open_adapter
+from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.models.adapters.tensors import WEIGHTS, TensorWriter
 from retrain.squeeze.allocation import layers_ranks
 from retrain.squeeze.analysis import (
     Device,
@@ -25,8 +27,6 @@ from retrain.squeeze.analysis import (
     retention,
 )
 from retrain.squeeze.pictures import PICTURES
-from retrain.squeeze.settings import ADAPTER_CONFIG
-from retrain.squeeze.tensors import WEIGHTS, TensorWriter
 
 Allocation = Literal["uniform", "per_module"]
 
@@ -232,7 +232,7 @@ def _check_output(output: Path, source: Path, adapter: Adapter) -> None:
 def _is_ours(file: Path) -> bool:
     try:
         return bool(json.loads(file.read_bytes())["kind"] == "compressed adapter")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

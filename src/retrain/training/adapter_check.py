@@ -17,11 +17,11 @@ import torch
 from retrain.analysis.statistics import contrast_of_differences
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
-from retrain.models.lora import LoraSpec
+from retrain.models.adapters.reader import Adapter, open_adapter
+from retrain.models.lora import LoraSpec, target_modules
 from retrain.policies.local.base import BaseModel
 from retrain.policies.local.policy import LocalPolicy
 from retrain.rewards.registry import build_reward
-from retrain.squeeze.adapter import Adapter, open_adapter
 from retrain.tasks.prompts import counting
 from retrain.tasks.registry import build_task
 from retrain.training.evaluation import EvaluationResult, evaluate
@@ -108,35 +108,17 @@ class AdapterChecker:
 def load_policy(adapter: Adapter, base: BaseModel, config: RunConfig) -> LocalPolicy:
     """A policy that computes what the adapter does, whatever its ranks and scalings.
 
-    Each layer's factors are padded with zeros to the largest rank, and B carries the scaling.
-    Raises InputError when the adapter has layers that the base model lacks.
+    Raises InputError when the adapter has layers that the base model lacks, or more than factors of
+    linear layers.
     """
-    names = {module.name: module for module in adapter.modules}
-    layers = base.adapter_shapes(LoraSpec(adapter.rank, 1.0))
-    if missing := sorted(names.keys() - layers.keys()):
+    names = tuple(module.name for module in adapter.modules)
+    if missing := sorted(set(names) - target_modules(base.module, "all-linear").keys()):
         raise InputError(
             f"{adapter.where}: {config.model.model} has no linear layer {missing[0]}; is it an "
             "adapter of another model?"
         )
-    if adapter.carried:
-        first = next(iter(adapter.carried))
-        raise InputError(
-            f"{adapter.where}: {first} is no factor of a linear layer; this check knows no others"
-        )
-    spec = LoraSpec(adapter.rank, float(adapter.rank), tuple(names))
-    policy = LocalPolicy(base, spec, config.training.seed)
-    factors = policy.adapter.factors
-    policy.adapter.params.zero_()
-    for name, module in names.items():
-        b, a = adapter.factors(module, base.device, torch.float32)
-        place = factors[name]
-        if (b.shape[0], a.shape[1]) != (place.b.shape[0], place.a.shape[1]):
-            raise InputError(
-                f"{adapter.where}: {name} has {b.shape[0]} x {a.shape[1]} and the model's layer "
-                f"{place.b.shape[0]} x {place.a.shape[1]}; is it an adapter of another model?"
-            )
-        place.a[: module.rank].copy_(a)
-        place.b[:, : module.rank].copy_(b * module.scaling)
+    policy = LocalPolicy(base, LoraSpec(adapter.rank, adapter.rank, names), config.training.seed)
+    policy.adapter.take(adapter)
     return policy
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from retrain.config.schema import ModelConfig, RunConfig
 from retrain.errors import ConfigError, ConfigIssue
-from retrain.models.adapter_folder import adapter_problems
+from retrain.models.adapters.initial import adapter_problems
 from retrain.models.lora import LoraSpec
 from retrain.policies.inference.vllm import share_left
 from retrain.policies.local.policy import LocalPolicy

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from retrain.config.load import EMBEDDED
 from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
+from retrain.models.adapters.readback import readable_layers
 from retrain.models.codec import ChatCodec
 from retrain.models.engine import Engine
 from retrain.models.factored import FactoredEngine
+from retrain.models.folder import RUNS_CODE
 from retrain.models.fused import FusedEngine
 from retrain.models.llama import supports
 from retrain.models.lora import LoraSpec, short_names, target_modules
@@ -23,6 +26,7 @@ from retrain.models.modules import ModuleEngine
 from retrain.models.shape import ModelShape, context_of, vocabulary_of
 from retrain.models.tiny.codec import TinyTokenizer
 from retrain.models.tiny.model import load_tiny
+from retrain.models.weight_names import loading_problem
 from retrain.policies.local.memory import MemoryModel, engine_kind, main_memory
 
 # Tokens of context of a model that has no positions to run out of.
@@ -43,6 +47,7 @@ class BaseModel:
         self.shape = ModelShape.of(
             module.config.to_dict(), {n: p.shape for n, p in module.named_parameters()}
         )
+        self._readable: dict[LoraSpec, dict[str, nn.Linear]] = {}
         self.total_memory = total_memory(self.device)
         parameters = sum(p.numel() for p in module.parameters())
         each = module.dtype.itemsize
@@ -65,12 +70,19 @@ class BaseModel:
 
     def adapter_shapes(self, spec: LoraSpec) -> dict[str, tuple[int, int]]:
         """(out, in) of each layer that `spec` adapts."""
-        chosen = target_modules(self.module, spec.targets)
-        return {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
+        layers = self._adapted(spec).items()
+        return {name: (layer.out_features, layer.in_features) for name, layer in layers}
 
     def adapter_target_names(self, spec: LoraSpec) -> list[str]:
         """`target_modules` as PEFT's config wants them."""
-        return short_names(self.module, list(target_modules(self.module, spec.targets)))
+        return short_names(self.module, list(self._adapted(spec)))
+
+    def _adapted(self, spec: LoraSpec) -> dict[str, nn.Linear]:
+        if self.engine.kind != "modules":
+            return target_modules(self.module, spec.targets)
+        if spec not in self._readable:
+            self._readable[spec] = readable_layers(self.module, spec)
+        return self._readable[spec]
 
 
 def total_memory(device: torch.device) -> int:
@@ -134,23 +146,44 @@ def _from_hugging_face(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loud = transformers_logging.get_verbosity()
     source = os.fspath(Path(model.model).expanduser())
     if not Path(source).is_dir():
         source = model.model
-    from_hub: dict[str, Any] = {"local_files_only": model.local_files_only}
+    # Without a word about it transformers would ask on the terminal whether to run a model's code.
+    from_hub: dict[str, Any] = {
+        "local_files_only": model.local_files_only,
+        "trust_remote_code": False,
+    }
     if model.revision:
         from_hub["revision"] = model.revision
+    loader: Any = AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **from_hub)
-        module = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=_attention(model, device, dtype), **from_hub
+        # What does not fit is told below, by name.
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        module, found = loader.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=_attention(model, device, dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **from_hub,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        text = str(error).strip()
+        if "trust_remote_code" in text:
+            raise InputError(f"model.model: {model.model!r} {RUNS_CODE}") from error
         raise InputError(
-            f"model.model: {model.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}\n"
+            f"model.model: {model.model!r} cannot be loaded: {text.splitlines()[0]}\n"
             "Give a folder that holds config.json, the weights and the tokenizer, or a hub id "
             'that this machine can download; "embedded" always works.'
         ) from error
+    finally:
+        transformers_logging.set_verbosity(loud)
+    if problem := loading_problem(found, module.config.get_text_config().to_dict()):
+        raise InputError(f"model.model: {model.model!r} {problem}")
     return module, tokenizer
 
 

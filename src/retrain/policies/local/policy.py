@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from retrain.config.schema import LossConfig
+from retrain.models.adapters.reader import open_adapter
 from retrain.models.engine import Rows
-from retrain.models.lora import LoraAdapter, LoraSpec
+from retrain.models.lora import LoraAdapter, LoraSpec, write_tensors
 from retrain.policies.backends import BACKENDS
 from retrain.policies.local.base import BaseModel
 from retrain.policies.local.loss import LossParts, LossRows, policy_loss, update_stats
@@ -341,16 +342,17 @@ class LocalPolicy:
         """adapter_config.json, adapter_model.safetensors (PEFT's names) and the optimizer."""
         self.adapter.save(folder)
         tensors = {name: value.cpu() for name, value in self._optimizer.state.items()}
-        save_file(tensors, folder / _OPTIMIZER_FILE)
+        write_tensors(tensors, folder / _OPTIMIZER_FILE)
         # What was found out of the memory decides the last bits of what follows.
         (folder / _SIZES_FILE).write_text(json.dumps(asdict(self.sizes)) + "\n")
 
     def start_from(self, folder: Path) -> None:
         """Take the adapter in `folder` (PEFT format) as the starting point; the optimizer is fresh.
 
-        Raises InputError when its layers or shapes are not this adapter's.
+        Raises InputError when it is none, or its layers or shapes are not this adapter's.
         """
-        self.adapter.load(folder)
+        with open_adapter(folder) as adapter:
+            self.adapter.take(adapter)
 
     def load(self, folder: Path) -> None:
         self.adapter.load(folder)

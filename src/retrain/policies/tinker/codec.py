@@ -24,7 +24,7 @@ def load_codec(model: ModelConfig, tokenizer_id: str | None) -> ChatCodec:
     source = tokenizer_id or _hub_id(model.model)
     here: dict[str, Any] = {"local_files_only": model.local_files_only}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **here)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **here)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
             f"model.model: the tokenizer {source} of {model.model!r} cannot be loaded: "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrain.errors import InputError
-from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.models.adapters.tensors import PICKLES, pickle_error
 from retrain.policies.tinker.paths import EXTERNAL, WEIGHTS, ServicePath
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _check_names(urls: Mapping[str, str], path: ServicePath) -> None:
     for name in urls:
         if not _PLAIN_NAME.fullmatch(name):
             raise DownloadError(f"{path} holds a file {name!r}, which is no adapter's")
+        if Path(name).suffix in PICKLES:
+            raise DownloadError(str(pickle_error(f"{path}: {name}")))
     if ADAPTER_CONFIG not in urls:
         held = ", ".join(sorted(urls)) or "nothing"
         raise DownloadError(f"{path} is no adapter in PEFT format: it holds {held}")

@@ -35,18 +35,20 @@ _BYTES = {
 class TensorReader:
     """Tensors of one adapter, read one at a time; shapes and dtypes without reading."""
 
-    def __init__(self, files: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-        self._files = files
-        self._labels = labels
-        self._slices = {name: file.get_slice(name) for name, file in files.items()}
+    def __init__(self, slices: Mapping[str, Any], paths: Mapping[str, Path], folder: str) -> None:
+        """slices: by name, of files opened without torch. folder: what messages call it."""
+        self._slices = slices
+        self._paths = paths
+        self._folder = folder
+        self._opened: dict[Path, Any] = {}
 
     @property
     def names(self) -> list[str]:
-        return list(self._files)
+        return list(self._slices)
 
     def where(self, name: str) -> str:
         """The file and the tensor, for messages."""
-        return f"{self._labels[name]}: tensor {name!r}"
+        return f"{self._folder}/{self._paths[name].name}: tensor {name!r}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slices[name].get_shape())
@@ -56,7 +58,10 @@ class TensorReader:
         return str(self._slices[name].get_dtype())
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
+        path = self._paths[name]
+        if path not in self._opened:
+            self._opened[path] = safe_open(path, framework="pt")
+        tensor: Tensor = self._opened[path].get_tensor(name)
         return tensor
 
 
@@ -67,12 +72,12 @@ def open_tensors(folder: Path, label: str, weights: Path | None = None) -> Itera
     Raises InputError when there are none, they are pickled, or a file is damaged.
     """
     with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        labels: dict[str, str] = {}
+        slices: dict[str, Any] = {}
+        paths: dict[str, Path] = {}
         for path, wanted in _tensor_files(folder, label, weights):
             shown = f"{label}/{path.name}"
             try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
+                file = stack.enter_context(safe_open(path, framework="numpy"))
                 held = list(file.keys())
             except (OSError, SafetensorError) as error:
                 damage = f"{shown} is damaged: {error}; copy or download it again"
@@ -81,8 +86,8 @@ def open_tensors(folder: Path, label: str, weights: Path | None = None) -> Itera
             if missing:
                 raise InputError(f"{shown} lacks the tensor {missing[0]!r} that {INDEX} promises")
             for name in wanted or held:
-                files[name], labels[name] = file, shown
-        yield TensorReader(files, labels)
+                slices[name], paths[name] = file.get_slice(name), path
+        yield TensorReader(slices, paths, label)
 
 
 def _tensor_files(
@@ -107,7 +112,7 @@ def _shards(folder: Path, label: str) -> list[tuple[Path, list[str] | None]]:
         tensors_of: dict[str, list[str]] = {}
         for tensor, name in weight_map.items():
             tensors_of.setdefault(str(name), []).append(tensor)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{label} is damaged: {type(error).__name__}: {error}; copy the adapter again"
         ) from error
@@ -125,7 +130,7 @@ def pickle_error(where: str) -> InputError:
     """A pickle runs any code that it holds when it is read, so none is."""
     return InputError(
         f"{where} is a pickle, which can run any code when it is read; load it where you trust it "
-        "and save it with PEFT's save_pretrained(..., safe_serialization=True)"
+        "and save it with save_pretrained(..., safe_serialization=True)"
     )
 
 

@@ -35,18 +35,18 @@ _CARRIED = {
     "qalora_group_size", "alora_invocation_tokens", "layer_replication", "runtime_config",
     "lora_bias", "ensure_weight_tying",
 }  # fmt: skip
-"""None of these changes what the best approximation of B A is: they say which layers and tokens the
-adapter serves, how it was trained, or name tensors that are copied as they are."""
+"""None of these changes what B A is: they say which layers and tokens the adapter serves, how it
+was trained, or name tensors beside the factors."""
 
 _REFUSED = {
     "use_dora": "DoRA scales each row by a learned magnitude over the norm of W + B A, so cutting "
     "B A changes what the magnitudes mean; merge it into the model, or train without DoRA",
-    "use_qalora": "QALoRA pools the inputs of a quantised layer; squeeze it before quantising",
+    "use_qalora": "QALoRA pools the inputs of a quantised layer",
     "use_bdlora": "BD-LoRA's factors are block-diagonal, which a cut of the rank does not keep",
     "kasa_config": "KaSA puts a diagonal between the factors and cuts the base weight by the rank",
     "monteclora_config": "MonteCLoRA samples around the factors; their product is not its update",
     "velora_config": "VeLoRA trains with projections of its own beside the factors",
-    "arrow_config": "Arrow routes between several adapters by their factors; squeeze each of them",
+    "arrow_config": "Arrow routes between several adapters by their factors; take each of them",
     "megatron_config": "Megatron keeps a part of each factor on each GPU; export the adapter first",
     "target_parameters": "factors of single parameters hold one block of ranks for each expert; "
     "adapt modules instead (target_modules)",
@@ -118,13 +118,13 @@ def read_settings(file: Path, where: str) -> LoraSettings:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is damaged: {error}; copy the adapter again") from error
     if not isinstance(values, dict):
         raise InputError(f"{where} is damaged: it holds no JSON object; copy the adapter again")
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise InputError(f"{where}: peft_type is {kind!r}; only LORA adapters can be squeezed")
+        raise InputError(f"{where}: peft_type is {kind!r}; only LORA adapters are understood")
     _refuse_other_kinds(values, where)
     rslora = values.get("use_rslora") or False
     if not isinstance(rslora, bool):
@@ -152,15 +152,15 @@ def _refuse_other_kinds(values: Mapping[str, Any], where: str) -> None:
             continue
         reason = _REFUSED.get(key)
         if reason:
-            raise InputError(f"{where}: {key} = {_short(value)} cannot be squeezed: {reason}")
+            raise InputError(f"{where}: {key} = {short(value)} is not supported: {reason}")
         raise InputError(
-            f"{where}: {key} = {_short(value)} is not known here and may change what the adapter "
+            f"{where}: {key} = {short(value)} is not known here and may change what the adapter "
             "computes; remove the key if it does not"
         )
     init = values.get("init_lora_weights", True)
     if not isinstance(init, bool | str) or init not in _HARMLESS_INITS:
         raise InputError(
-            f"{where}: init_lora_weights = {_short(init)} changes the base weights, by the rank, "
+            f"{where}: init_lora_weights = {short(init)} changes the base weights, by the rank, "
             "each time that the adapter is loaded; convert it to a plain adapter first "
             "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
         )
@@ -169,7 +169,7 @@ def _refuse_other_kinds(values: Mapping[str, Any], where: str) -> None:
 def _pattern(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     pattern = values.get(key) or {}
     if not isinstance(pattern, dict):
-        raise InputError(f"{where}: {key} is {_short(pattern)}; an object is wanted")
+        raise InputError(f"{where}: {key} is {short(pattern)}; an object is wanted")
     for expression in pattern:
         try:
             re.compile(expression)
@@ -207,6 +207,6 @@ def _number(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

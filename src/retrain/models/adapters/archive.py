@@ -23,6 +23,10 @@ from retrain.errors import InputError
 _WANTED = {".json", ".safetensors", ".bin"}
 """A `.bin` is unpacked so that the message can say what is wrong with it."""
 
+_SMALL, _RATIO = 1 << 30, 20
+"""Weights hardly shrink when they are packed: what grows to more bytes than the one, and to more
+times its size than the other, is no adapter."""
+
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
@@ -30,8 +34,9 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EO
 def unpacked(archive: Path) -> Iterator[Path]:
     """A temporary folder with an archive's files: `.tar` (also compressed) or `.zip`.
 
-    Raises InputError when it is no such archive, is damaged, does not fit on the disk, or holds a
-    member that points outside (absolute, `..`) or is no regular file (a link, a device).
+    Raises InputError when it is no such archive, is damaged, unpacks to far more than its own size
+    or than the disk holds, or has a member that points outside (absolute, `..`) or is no regular
+    file (a link, a device).
     """
     with tempfile.TemporaryDirectory(prefix="retrain_squeeze_") as name:
         folder = Path(name)
@@ -56,7 +61,10 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
     members: list[tuple[zipfile.ZipInfo, Path]] = []
+    size = 0
     for info in archive.infolist():
+        size += info.file_size
+        _check_size(path, size, folder)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _not_a_file(path, info.filename)
@@ -65,7 +73,6 @@ def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
             raise InputError(f"{path}: {info.filename} is encrypted; unpack it yourself")
         if not info.is_dir() and target.suffix in _WANTED:
             members.append((info, target))
-    _check_space(path, sum(info.file_size for info, _ in members), folder)
     for info, target in members:
         with archive.open(info) as source:
             _write(source, target)
@@ -73,13 +80,15 @@ def _unpack_zip(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
 
 def _unpack_tar(archive: tarfile.TarFile, path: Path, folder: Path) -> None:
     members: list[tuple[tarfile.TarInfo, Path]] = []
+    size = 0
     for info in archive:
+        size += info.size
+        _check_size(path, size, folder)
         if not (info.isreg() or info.isdir()):
             raise _not_a_file(path, info.name)
         target = _target(path, info.name, folder)
         if info.isreg() and target.suffix in _WANTED:
             members.append((info, target))
-    _check_space(path, sum(info.size for info, _ in members), folder)
     for info, target in members:
         source = archive.extractfile(info)
         assert source is not None, "a regular file"
@@ -104,7 +113,13 @@ def _not_a_file(archive: Path, name: str) -> InputError:
     )
 
 
-def _check_space(archive: Path, size: int, folder: Path) -> None:
+def _check_size(archive: Path, size: int, folder: Path) -> None:
+    packed = archive.stat().st_size
+    if size > max(_SMALL, _RATIO * packed):
+        raise InputError(
+            f"{archive} of {packed / 1e6:.1f} MB unpacks to {size / 1e9:.1f} GB or more, which no "
+            "adapter does; unpack it yourself where you trust it"
+        )
     free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(

@@ -22,9 +22,15 @@ from typing import TYPE_CHECKING
 from retrain.config.messages import did_you_mean
 from retrain.errors import InputError
 from retrain.files import FINAL_FOLDER, RUN_FILE, expanded
-from retrain.squeeze.archive import unpacked
-from retrain.squeeze.settings import ADAPTER_CONFIG, LoraSettings, read_settings
-from retrain.squeeze.tensors import PICKLES, TensorReader, check_dtypes, open_tensors, pickle_error
+from retrain.models.adapters.archive import unpacked
+from retrain.models.adapters.settings import ADAPTER_CONFIG, LoraSettings, read_settings
+from retrain.models.adapters.tensors import (
+    PICKLES,
+    TensorReader,
+    check_dtypes,
+    open_tensors,
+    pickle_error,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +123,7 @@ class Adapter:
 def open_adapter(path: str | Path, adapter_name: str | None = None) -> Iterator[Adapter]:
     """Open a folder, a .safetensors file beside its config, or an archive of either.
 
-    Raises InputError when nothing there is a LoRA adapter that can be squeezed.
+    Raises InputError when nothing there is a LoRA adapter that is understood.
     """
     with ExitStack() as stack:
         folder, label, weights = _locate(path, stack)
@@ -199,7 +205,7 @@ def _sorted_names(
         if ".base_layer." in name:
             raise InputError(
                 f"{tensors.where(name)} adapts a part of a layer (nn.MultiheadAttention or a "
-                "parameter), whose rank has no name of its own; it cannot be squeezed"
+                "parameter), whose rank has no name of its own; that is not supported"
             )
         found.setdefault(adapter, {}).setdefault(match["module"], {})[kind] = name
     if not found:
