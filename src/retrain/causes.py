@@ -12,15 +12,20 @@ import os
 import re
 from pathlib import Path
 
+from retrain.errors import RetrainError
+from retrain.locks import LockedError, LockLostError
+
 KILLED = "killed"
 HUNG = "hung"
 MEMORY = "out of memory"
 DISK = "disk"
 SERVICE = "lost service"
 WORKER = "no worker"
+LIMIT = "limit"
+LOCK = "lost lock"
 ERROR = "error"
 
-INFRASTRUCTURE = frozenset({KILLED, HUNG, MEMORY, DISK, SERVICE, WORKER})
+INFRASTRUCTURE = frozenset({KILLED, HUNG, MEMORY, DISK, SERVICE, WORKER, LIMIT, LOCK})
 """Causes after which a run is worth another try as it is."""
 
 _DISK_ERRORS = {
@@ -36,6 +41,11 @@ _DISK_ERRORS = {
 _DENIED = {errno.EACCES, errno.EPERM}
 _DISK_TEXT = re.compile(
     r"no space left|disk quota|read-only file system|\(os error (5|27|28|30|116|122)\)"
+)
+_LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_LIMIT_TEXT = re.compile(
+    r"can't start new thread|resource temporarily unavailable|too many open files"
+    r"|pthread_create failed|\(os error (11|23|24)\)"
 )
 _MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc")
 
@@ -56,6 +66,8 @@ def cause_of(error: BaseException, run_dir: Path) -> str:
 
 
 def _cause_of_one(error: BaseException, run_dir: Path) -> str:
+    if isinstance(error, LockedError | LockLostError):
+        return LOCK if _is_there(run_dir) else DISK
     text = str(error).lower()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MEMORY
@@ -64,6 +76,8 @@ def _cause_of_one(error: BaseException, run_dir: Path) -> str:
     if isinstance(error, OSError):
         if error.errno == errno.ENOMEM:
             return MEMORY
+        if error.errno in _LIMIT_ERRORS:
+            return LIMIT
         if error.errno in _DISK_ERRORS or not _is_there(run_dir):
             return DISK
         names = (error.filename, error.filename2)
@@ -72,9 +86,45 @@ def _cause_of_one(error: BaseException, run_dir: Path) -> str:
     # Libraries in other languages (torch, safetensors) have only words for it.
     if _DISK_TEXT.search(text):
         return DISK
+    if (isinstance(error, RuntimeError) or _is_panic(error)) and _LIMIT_TEXT.search(text):
+        return LIMIT
     if isinstance(error, RuntimeError) and _MEMORY_TEXT.search(text):
         return MEMORY
     return ERROR
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up; its class is found nowhere but in the error."""
+    return type(error).__name__ == "PanicException"
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: our own as they are, others with their class."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RetrainError):
+        return text
+    if isinstance(error, SystemExit):
+        return f"the run called sys.exit({error.code!r})"
+    if _is_panic(error):
+        return f"the native library {_library(error)} panicked: {text}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _library(error: BaseException) -> str:
+    """Of those that panic, only tokenizers has a pool of threads; else who called it is told."""
+    if "ThreadPool" in str(error):
+        return "tokenizers"
+    caller, trace = "", error.__traceback__
+    while trace is not None:
+        caller, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
+    return f"that {caller.partition('.')[0]} called"
+
+
+def limit_in(log: str) -> str:
+    """The last line of a log that tells of a limit of the machine, as native libraries write
+    before they end the process; empty when there is none."""
+    lines = [line for line in log.splitlines() if _LIMIT_TEXT.search(line.lower())]
+    return " ".join(lines[-1].split()) if lines else ""
 
 
 def _is_there(run_dir: Path) -> bool:
@@ -103,4 +153,15 @@ def remedy(cause: str, folder: str) -> str:
         DISK: f"make room, or make {folder} writable again",
         HUNG: "run.log shows where it hung; a longer [campaign].worker_timeout waits longer",
         SERVICE: "see that the service answers",
+        LIMIT: "raise the limits of this account (ulimit -n for open files, -u for processes and "
+        "threads, -v for memory), or take fewer workers ([campaign].max_workers)",
+        LOCK: f"see what else trains there: retrain status {folder}",
     }.get(cause, "")
+
+
+def hindrance(error: OSError, folder: Path, name: str) -> str:
+    """What keeps work in a folder, called `name`, from going on, and the remedy."""
+    cause = cause_of(error, folder)
+    what = "cannot be written any more" if cause == DISK else "cannot be worked on"
+    reason = str(error) if error.filename and cause != DISK else error.strerror or str(error)
+    return "; ".join(filter(None, [f"{name} {what}: {reason}", remedy(cause, name)]))

@@ -147,7 +147,7 @@ def make(trouble: str, run_dir: Path) -> None:
     if trouble == "hang":
         time.sleep(3600)
     if trouble == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         time.sleep(3600)
     if trouble == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from retrain.analysis.curves import Curve
+from retrain.processes import module_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Drawing:
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            module_command(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

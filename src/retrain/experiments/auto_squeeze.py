@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from retrain.experiments.paths import shown
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.workers import thread_environment
 from retrain.files import read_json
+from retrain.processes import module_command
 
 LOG_FILE = "squeeze.log"
 
@@ -92,7 +92,7 @@ class AutoSqueeze:
         with (self._folder / LOG_FILE).open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "retrain.experiments.squeeze_process"),
+                    *module_command("retrain.experiments.squeeze_process"),
                     *(str(self._manifest.folder), run),
                 ],
                 # Its end tells the process that the campaign is gone.

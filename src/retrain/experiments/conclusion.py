@@ -13,13 +13,12 @@ from rich.text import Text
 
 from retrain.analysis.squeezed import read_squeeze, squeeze_text
 from retrain.analysis.words import plural
-from retrain.causes import INFRASTRUCTURE, remedy
+from retrain.causes import INFRASTRUCTURE, describe, remedy
 from retrain.config.load import EMBEDDED
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.stopping import saved_words
-from retrain.experiments.worker import describe
 from retrain.files import GENERATIONS_FILE, RUN_LOG_FILE
 
 

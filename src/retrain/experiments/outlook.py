@@ -18,6 +18,7 @@ from retrain.errors import InputError
 from retrain.experiments.paths import shown
 from retrain.files import RUN_FILE
 from retrain.models.adapter_folder import ADAPTER_CONFIG
+from retrain.terminal import Terminal
 from retrain.training.resume import find_resume_point
 
 
@@ -47,7 +48,7 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     Every file of the checkpoint in question is read and compared with its checksum. The exit code
     is 1 when a damaged checkpoint was found.
     """
-    console = console or Console()
+    console = console or Terminal()
     found = find_records([folder])
     outlooks = [
         *(_outlook(run, campaign) for campaign in found.campaigns for run in campaign.runs),

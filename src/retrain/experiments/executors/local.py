@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,8 +29,9 @@ from retrain.experiments.executors.executor import (
     Warned,
 )
 from retrain.experiments.workers import thread_environment
+from retrain.processes import module_command
 
-WORKER_COMMAND = (sys.executable, "-m", "retrain.experiments.worker")
+WORKER_COMMAND = module_command("retrain.experiments.worker")
 
 LAST_WORDS_S = 1.0
 """What a hung worker gets to write down where it is."""
@@ -133,7 +133,7 @@ class LocalExecutor:
         sys_path: Sequence[str] = (),
         throttle_dir: Path | None = None,
         command: Sequence[str] = WORKER_COMMAND,
-        grace_s: float = 10.0,
+        grace_s: float = 600.0,
     ) -> None:
         self._slots = workers
         self._log = log
@@ -208,7 +208,7 @@ class LocalExecutor:
             worker.hang_up()
         events += self._read_until_gone(self._grace_s)
         for worker in self._workers:
-            worker.signal(signal.SIGTERM, group=False)
+            worker.signal(signal.SIGUSR2, group=False)
         events += self._read_until_gone(self._grace_s / 2)
         self.kill()
         while self._workers:
