@@ -21,7 +21,7 @@ from retrain.causes import (
     cause_of,
     describe,
     hindrance,
-    limit_in,
+    machine_words,
     remedy,
 )
 from retrain.errors import InputError, RetrainError
@@ -220,7 +220,7 @@ def test_remedies() -> None:
 def test_a_panic_is_told_with_the_library(tmp_path: Path) -> None:
     assert describe(PanicException(PANIC)).startswith("the native library tokenizers panicked: The")
     told = describe(raised_panic())
-    assert told == "the native library that test_causes called panicked: no tensor"
+    assert told == "the native library that tests called panicked: no tensor"
 
 
 def raised_panic() -> BaseException:
@@ -232,8 +232,13 @@ def raised_panic() -> BaseException:
 
 def test_what_a_native_library_wrote_before_it_ended_the_process() -> None:
     line = "libgomp: Thread creation failed: Resource temporarily unavailable"
-    assert limit_in(f"step 3\n{line}\nFatal Python error: Aborted\n") == line
-    assert limit_in("step 3\nFatal Python error: Aborted\n") == ""
+    assert machine_words(f"step 3\n{line}\nFatal Python error: Aborted\n") == (LIMIT, line)
+    assert machine_words("step 3\nFatal Python error: Aborted\n") == ("", "")
+    frames = 'Current thread 0x7f (most recent call first):\n  File "<frozen importlib>"\n'
+    frames += '  File "/lib/site-packages/torch/__init__.py", line 4\n'
+    frames += '  File "/lib/site-packages/typer/main.py", line 4\n'
+    aborted = f"terminate called\n  what():  std::bad_alloc\nFatal Python error\n\n{frames}"
+    assert machine_words(aborted) == (MEMORY, "what(): std::bad_alloc (in torch)")
 
 
 @pytest.mark.parametrize(

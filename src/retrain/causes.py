@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 from pathlib import Path
 
 from retrain.errors import RetrainError
@@ -45,8 +46,14 @@ _DISK_TEXT = re.compile(
 _LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 _LIMIT_TEXT = re.compile(
     r"can't start new thread|resource temporarily unavailable|too many open files"
-    r"|pthread_create failed|\(os error (11|23|24)\)"
+    r"|pthread_create failed|failed to map segment|\(os error (11|23|24)\)"
 )
+_USUAL_CAUSES: dict[int, str] = {
+    signal.SIGKILL: "; the usual cause is too little memory: take fewer workers "
+    "([campaign].max_workers) or smaller steps ([training].micro_batch_tokens)",
+    signal.SIGBUS: "; the usual cause is a full disk or too little shared memory",
+}
+_LOG_END_BYTES = 16_384
 _MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc")
 
 
@@ -120,11 +127,46 @@ def _library(error: BaseException) -> str:
     return f"that {caller.partition('.')[0]} called"
 
 
-def limit_in(log: str) -> str:
-    """The last line of a log that tells of a limit of the machine, as native libraries write
-    before they end the process; empty when there is none."""
-    lines = [line for line in log.splitlines() if _LIMIT_TEXT.search(line.lower())]
-    return " ".join(lines[-1].split()) if lines else ""
+def ended_words(code: int) -> str:
+    """How a process ended that should not have, and the usual cause."""
+    if code >= 0:
+        return f"ended with exit code {code} in the middle of its work"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"was killed by signal {-code}"
+    return f"was killed by {name}" + _USUAL_CAUSES.get(-code, "")
+
+
+def machine_words(log: str) -> tuple[str, str]:
+    """(cause, what a native library wrote before it ended its process, with the library's name).
+
+    Both are empty where the end of a log tells of no limit of the machine.
+    """
+    texts = (_LIMIT_TEXT, _MEMORY_TEXT)
+    lines = [line for line in log.splitlines() if any(t.search(line.lower()) for t in texts)]
+    if not lines:
+        return "", ""
+    words = " ".join(lines[-1].split())
+    cause = LIMIT if _LIMIT_TEXT.search(words.lower()) else MEMORY
+    # As faulthandler writes it, the innermost frame first.
+    library = re.search(r"Current thread.*?site-packages[/\\](\w+)", log, re.DOTALL)
+    return cause, f"{words} (in {library[1]})" if library else words
+
+
+def log_end(log: Path) -> str:
+    """The last few thousand characters of a log; empty when it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_line(log: str) -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
 
 
 def _is_there(run_dir: Path) -> bool:

@@ -63,12 +63,12 @@ def guard_output() -> None:
         stream = getattr(sys, name)
         if stream is not None and not _is_own(stream, number):
             continue
+        at_once = stream is not None and (stream.line_buffering or stream.write_through)
         screen = io.TextIOWrapper(
             io.BufferedWriter(_Screen(number, "w", closefd=False)),
             encoding=getattr(stream, "encoding", "utf-8"),
             errors="backslashreplace",
-            line_buffering=getattr(stream, "line_buffering", False),
-            write_through=getattr(stream, "write_through", False),
+            line_buffering=at_once,
         )
         setattr(sys, name, screen)
 
@@ -83,5 +83,6 @@ def lost_output() -> OSError | None:
 def _is_own(stream: object, number: int) -> bool:
     if not isinstance(stream, io.TextIOWrapper):
         return False
-    raw = getattr(stream.buffer, "raw", None)
+    # Without a buffer where PYTHONUNBUFFERED is set.
+    raw = getattr(stream.buffer, "raw", stream.buffer)
     return isinstance(raw, io.FileIO) and not isinstance(raw, _Screen) and raw.fileno() == number

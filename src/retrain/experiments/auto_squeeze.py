@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from retrain.analysis.squeezed import SQUEEZE_FILE, SQUEEZE_FOLDER
+from retrain.causes import ended_words, last_line, log_end
 from retrain.experiments.manifest import SQUEEZE_RESULTS, Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.signals import StopSignals
@@ -123,7 +123,7 @@ class AutoSqueeze:
             self._note(status="done")
             return
         log = self._folder / LOG_FILE
-        message = _last_words(log) or f"its process ended with exit code {code}"
+        message = f"its process {ended_words(code)}" if code < 0 else last_line(log_end(log))
         self._note(status="failed", message=message)
         self._say(f"squeeze of {entry['run']} failed: {message} (log: {shown(log)})")
 
@@ -149,13 +149,6 @@ def finish_squeeze(manifest: Manifest, console: Console) -> None:
         squeeze = AutoSqueeze(manifest, say)
         with contextlib.closing(squeeze):
             squeeze.wait(lambda: signals.stop)
-
-
-def _last_words(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "")
-    return ""
 
 
 def _environment() -> dict[str, str]:

@@ -77,9 +77,12 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
     if result.failed:
         count = f"{len(result.failed)} of {plural(len(result.runs), 'run')}"
         _say(console, f"{count} gave no result:", "red")
+        alike: dict[tuple[str, str], list[RunOutcome]] = {}
         for run in result.failed:
-            _say(console, f"  {run.name} {run.status}: {run.message}")
-            _say(console, f"    log: {shown(run.log)}")
+            alike.setdefault((run.status, run.message), []).append(run)
+        for (status, message), failed in alike.items():
+            _say(console, f"  {', '.join(run.name for run in failed)} {status}: {message}")
+            _say(console, f"    log: {shown(failed[0].log)}")
     if result.status == "stopped":
         awaited = [run.status for run in result.runs if run.name not in manifest.left_out]
         unfinished = awaited.count("stopped") + awaited.count("pending")

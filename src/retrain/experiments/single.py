@@ -142,40 +142,41 @@ def _continue(
         insist=_stop_at_once,
         on_stop=lambda: view.say("stopping after this step; again to stop at once"),
     )
-    with signals, view, _warnings_to(view, name, log):
-        view.handle(Started(name, worker=1))
-        try:
-            from retrain.training.run import train_run
+    with signals:
+        with view, _warnings_to(view, name, log):
+            view.handle(Started(name, worker=1))
+            try:
+                from retrain.training.run import train_run
 
-            trained = train_run(
-                config,
-                run_dir,
-                name=name,
-                condition=str(record.data["condition"]),
-                place=place,
-                on_row=on_row,
-                stop=lambda: signals.stop,
-                allow_changes=allow_changes,
-            )
-        except KeyboardInterrupt:
-            view.handle(Interrupted(name))
-            result = SingleResult(130, run_dir, "stopped", "", None)
-        except LockedError:
-            raise
-        except BaseException as error:  # a plugin's sys.exit and a native library's panic, too
-            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-            message, cause = describe(error), cause_of(error, run_dir)
-            view.handle(Failed(name, cause, message))
-            exit_code = 2 if isinstance(error, InputError) else 1
-            result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
-        else:
-            status, message, measured = trained.status, trained.message, trained.measured()
-            view.handle(Finished(name, status, message, measured))
-            result = SingleResult(int(status != "done"), run_dir, status, message, measured)
-            wait_for_uploads([run_dir], view.say, lambda: signals.stop)
-    _settle(result)
-    _conclude(result, console)
+                trained = train_run(
+                    config,
+                    run_dir,
+                    name=name,
+                    condition=str(record.data["condition"]),
+                    place=place,
+                    on_row=on_row,
+                    stop=lambda: signals.stop,
+                    allow_changes=allow_changes,
+                )
+            except KeyboardInterrupt:
+                view.handle(Interrupted(name))
+                result = SingleResult(130, run_dir, "stopped", "", None)
+            except LockedError:
+                raise
+            except BaseException as error:  # a plugin's sys.exit and a native library's panic, too
+                with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                    traceback.print_exception(error, file=file)
+                message, cause = describe(error), cause_of(error, run_dir)
+                view.handle(Failed(name, cause, message))
+                exit_code = 2 if isinstance(error, InputError) else 1
+                result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
+            else:
+                status, message, measured = trained.status, trained.message, trained.measured()
+                view.handle(Finished(name, status, message, measured))
+                result = SingleResult(int(status != "done"), run_dir, status, message, measured)
+                wait_for_uploads([run_dir], view.say, lambda: signals.stop)
+        _settle(result)
+        _conclude(result, console)
     return result
 
 

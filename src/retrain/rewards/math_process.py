@@ -109,8 +109,8 @@ def main() -> None:
 
 
 def _leave_with_the_parent() -> None:
-    # What a terminal or a batch system sends to every process is the trainer's business. The default
-    # action of SIGPROF ends the process at once, also inside one long multiplication.
+    # What a terminal or a batch system sends to every process is the trainer's business. The
+    # default action of SIGPROF ends the process at once, also inside one long multiplication.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from retrain.causes import HUNG, KILLED, WORKER
+from retrain.causes import HUNG, KILLED, WORKER, ended_words, last_line, log_end, machine_words
 from retrain.experiments.executors.executor import (
     Cancelled,
     Event,
@@ -29,6 +29,7 @@ from retrain.experiments.executors.executor import (
     Warned,
 )
 from retrain.experiments.workers import thread_environment
+from retrain.files import RUN_LOG_FILE
 from retrain.processes import module_command
 
 WORKER_COMMAND = module_command("retrain.experiments.worker")
@@ -48,14 +49,6 @@ MESSAGES: Mapping[str, Callable[..., Event]] = {
     "cancelled": Cancelled,
 }
 ENDING_MESSAGES = frozenset({"finished", "failed", "stopped", "cancelled"})
-
-CAUSES = {
-    signal.SIGKILL: (
-        "the usual cause is too little memory: take fewer workers ([campaign].max_workers) or "
-        "smaller steps ([training].micro_batch_tokens)"
-    ),
-    signal.SIGBUS: "the usual cause is a full disk or too little shared memory",
-}
 
 
 @dataclass(eq=False)
@@ -310,17 +303,13 @@ class LocalExecutor:
     def _give_up_if_none_starts(self) -> list[Event]:
         if self._failed_starts < START_ATTEMPTS or self._workers:
             return []
-        message = f"no worker starts: {self._last_words()} (see {self._log})"
-        events: list[Event] = [Failed(job.name, WORKER, message) for job in self._queue]
+        log = log_end(self._log)
+        cause, words = machine_words(log)
+        message = f"no worker starts: {words or last_line(log) or 'no word'} (see {self._log})"
+        events: list[Event] = [Failed(job.name, cause or WORKER, message) for job in self._queue]
         self._queue.clear()
         self._failed_starts = 0
         return events
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-            return next((line.strip() for line in reversed(lines) if line.strip()), "no word")
-        return "no word"
 
     def _read_until_gone(self, seconds: float) -> list[Event]:
         events: list[Event] = []
@@ -399,15 +388,8 @@ class LocalExecutor:
                 "([campaign].worker_timeout) and was killed; run.log shows where it was"
             )
             return [Failed(worker.job.name, HUNG, message)]
-        return [Failed(worker.job.name, KILLED, _cause(code))]
-
-
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"its worker ended with exit code {code} in the middle of the run"
-    try:
-        number = signal.Signals(-code)
-    except ValueError:
-        return f"its worker was killed by signal {-code}"
-    hint = CAUSES.get(number)
-    return f"its worker was killed by {number.name}" + (f"; {hint}" if hint else "")
+        message, cause = f"its worker {ended_words(code)}", KILLED
+        if code != -signal.SIGKILL:
+            cause, words = machine_words(log_end(worker.job.run_dir / RUN_LOG_FILE))
+            message, cause = (f"{message}: {words}", cause) if words else (message, KILLED)
+        return [Failed(worker.job.name, cause, message)]
