@@ -54,7 +54,9 @@ _USUAL_CAUSES: dict[int, str] = {
     signal.SIGBUS: "; the usual cause is a full disk or too little shared memory",
 }
 _LOG_END_BYTES = 16_384
-_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc")
+_MEMORY_TEXT = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|memoryerror"
+)
 
 
 def cause_of(error: BaseException, run_dir: Path) -> str:

@@ -122,8 +122,14 @@ class AutoSqueeze:
         if code == 0:
             self._note(status="done")
             return
+        if code < 0:
+            # Nothing is wrong with it: the machine did that.
+            message = f"its process {ended_words(code)}"
+            self._note(status="pending", message=message)
+            self._say(f"squeeze of {entry['run']}: {message}; retrain resume makes it")
+            return
         log = self._folder / LOG_FILE
-        message = f"its process {ended_words(code)}" if code < 0 else last_line(log_end(log))
+        message = last_line(log_end(log)) or f"its process {ended_words(code)}"
         self._note(status="failed", message=message)
         self._say(f"squeeze of {entry['run']} failed: {message} (log: {shown(log)})")
 
