@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrain.causes import MEMORY, cause_of, describe
+from retrain.causes import LIMIT, MEMORY, cause_of, describe
 from retrain.config.dump import read_run_config
 from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
@@ -158,9 +158,9 @@ class Worker:
                 traceback.print_exc()
                 # An unforeseen error may leave a process behind that fails every later run, as
                 # CUDA does after some, and a full memory is empty in a fresh worker, which costs
-                # seconds.
+                # seconds; so are files that a run left open.
                 cause = cause_of(error, run_dir)
-                fit = isinstance(error, RetrainError) and cause != MEMORY
+                fit = isinstance(error, RetrainError) and cause not in {MEMORY, LIMIT}
                 self.send("failed", run=name, cause=cause, message=describe(error), retire=not fit)
             else:
                 measured = result.measured()
