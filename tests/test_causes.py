@@ -10,8 +10,22 @@ from urllib.error import URLError
 import pytest
 
 from retrain import causes
-from retrain.causes import DISK, ERROR, INFRASTRUCTURE, MEMORY, SERVICE, cause_of, remedy
+from retrain.causes import (
+    DISK,
+    ERROR,
+    INFRASTRUCTURE,
+    LIMIT,
+    LOCK,
+    MEMORY,
+    SERVICE,
+    cause_of,
+    describe,
+    hindrance,
+    machine_words,
+    remedy,
+)
 from retrain.errors import InputError, RetrainError
+from retrain.locks import LockedError, LockLostError
 
 
 class OutOfMemoryError(RuntimeError):
@@ -20,6 +34,16 @@ class OutOfMemoryError(RuntimeError):
 
 class SafetensorError(Exception):
     """Like safetensors': it has no errno, only words."""
+
+
+class PanicException(BaseException):
+    """Like that of libraries written in Rust: no Exception, and known by its name."""
+
+
+PANIC = (
+    "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os "
+    '{ code: 11, kind: WouldBlock, message: "Resource temporarily unavailable" }) }'
+)
 
 
 def os_error(number: int, filename: str | None = None) -> OSError:
@@ -54,7 +78,15 @@ ERRORS: dict[str, tuple[BaseException, str]] = {
     "timeout": (TimeoutError("timed out"), SERVICE),
     "the system's timeout": (os_error(errno.ETIMEDOUT), SERVICE),
     "no such file": (FileNotFoundError(errno.ENOENT, "No such file", "/data/x.jsonl"), ERROR),
-    "no descriptors": (os_error(errno.EMFILE), ERROR),
+    "no descriptors": (os_error(errno.EMFILE), LIMIT),
+    "no descriptors anywhere": (os_error(errno.ENFILE), LIMIT),
+    "no processes": (os_error(errno.EAGAIN), LIMIT),
+    "no threads": (RuntimeError("can't start new thread"), LIMIT),
+    "no threads, in Rust": (PanicException(PANIC), LIMIT),
+    "another panic": (PanicException("called `Option::unwrap()` on a `None` value"), ERROR),
+    "words about files": (ValueError("too many open files in my list"), ERROR),
+    "a lost lock": (LockLostError("run/.lock is gone"), LOCK),
+    "a lock of another": (LockedError(Path("run/.lock"), None, ""), LOCK),
     "no errno": (OSError("a plugin's words"), ERROR),
     "denied, nothing named": (os_error(errno.EACCES), ERROR),
     "denied, by number": (PermissionError(errno.EPERM, "Not permitted", 3), ERROR),
@@ -181,5 +213,43 @@ def test_only_an_error_of_the_run_is_not_tried_again() -> None:
 def test_remedies() -> None:
     assert remedy(DISK, "logs/campaign_1") == "make room, or make logs/campaign_1 writable again"
     assert remedy(ERROR, "logs") == remedy("unheard of", "logs") == ""
-    for cause in (MEMORY, causes.HUNG, SERVICE):
+    for cause in (MEMORY, causes.HUNG, SERVICE, LIMIT, LOCK):
         assert remedy(cause, "logs")
+
+
+def test_a_panic_is_told_with_the_library(tmp_path: Path) -> None:
+    assert describe(PanicException(PANIC)).startswith("the native library tokenizers panicked: The")
+    told = describe(raised_panic())
+    assert told == "the native library that tests called panicked: no tensor"
+
+
+def raised_panic() -> BaseException:
+    try:
+        raise PanicException("no tensor")
+    except PanicException as error:
+        return error
+
+
+def test_what_a_native_library_wrote_before_it_ended_the_process() -> None:
+    line = "libgomp: Thread creation failed: Resource temporarily unavailable"
+    assert machine_words(f"step 3\n{line}\nFatal Python error: Aborted\n") == (LIMIT, line)
+    assert machine_words("step 3\nFatal Python error: Aborted\n") == ("", "")
+    frames = 'Current thread 0x7f (most recent call first):\n  File "<frozen importlib>"\n'
+    frames += '  File "/lib/site-packages/torch/__init__.py", line 4\n'
+    frames += '  File "/lib/site-packages/typer/main.py", line 4\n'
+    aborted = f"terminate called\n  what():  std::bad_alloc\nFatal Python error\n\n{frames}"
+    assert machine_words(aborted) == (MEMORY, "what(): std::bad_alloc (in torch)")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "logs cannot be written any more: No space left on device; make room, or"),
+        (errno.EMFILE, "logs cannot be worked on: Too many open files; raise the limits of"),
+        (errno.EAGAIN, "logs cannot be worked on: Resource temporarily unavailable; raise the"),
+        (errno.ENOMEM, "logs cannot be worked on: Cannot allocate memory; take fewer workers"),
+        (errno.ENOENT, "logs cannot be worked on: No such file or directory"),
+    ],
+)
+def test_only_a_full_disk_asks_for_room(tmp_path: Path, number: int, told: str) -> None:
+    assert hindrance(os_error(number), tmp_path, "logs").startswith(told)

@@ -267,5 +267,5 @@ def test_without_a_program_on_the_path_the_module_is_named(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert plan("--seeds", "1", "--config", write(here, TINY)) == 0
-    start = f"{shlex.quote(sys.executable)} -m retrain run "
+    start = f"{shlex.quote(sys.executable)} -P -m retrain run "
     assert all(line.startswith(start) for line in commands(capsys.readouterr().out))

@@ -125,11 +125,25 @@ def test_what_cannot_be_called(folder):
         ("def f(:\n", "importing mine_broken failed: SyntaxError"),
         ("raise RuntimeError('no')\n", "importing mine_broken failed: RuntimeError: no"),
         ("from math import nothing\n", "importing mine_broken failed: ImportError"),
+        ("import sys\nsys.exit(0)\n", "importing mine_broken failed: SystemExit: 0"),
     ],
 )
 def test_modules_that_fail_to_import(folder, source, expected):
     (folder / "mine_broken.py").write_text(source)
     assert expected in message("mine_broken.f", folder)
+
+
+def test_a_module_does_not_see_our_command_line(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["retrain", "explain", "x.toml"])
+    source = "import argparse\nP = argparse.ArgumentParser()\nP.add_argument('--n', default=3)\n"
+    (folder / "mine_args.py").write_text(source + "N = P.parse_args().n\ndef f():\n    return N\n")
+    assert resolve("mine_args.f", [folder])() == 3
+    assert sys.argv == ["retrain", "explain", "x.toml"]
+
+
+def test_a_function_that_leaves_the_program_has_failed():
+    with pytest.raises(PluginError, match=r"mine\.f raised SystemExit: 0"):
+        plugins.call("mine.f", sys.exit, 0)
 
 
 @pytest.mark.parametrize("path", ["f", "a..f", ".f", "a.", "my-module.f", "a:f", "a.b:f", ""])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import retrain
 from retrain import processes
-from retrain.processes import ProcessId
+from retrain.processes import ProcessId, module_command
 
 EXIT_OF_A_THREAD = {"x86_64": 60, "aarch64": 93}
 """The number of the system call that ends the calling thread only."""
@@ -215,3 +217,21 @@ def test_the_proc_of_another_namespace_is_not_believed(
 ) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 2**21)
     assert ProcessId.own().born is None
+
+
+def test_a_module_of_ours_takes_none_from_the_current_folder(tmp_path: Path) -> None:
+    for name in ("select", "typing", "signal", "retrain"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign code was run')\n")
+    command = [*module_command("retrain.policies.inference.keeper"), "true"]
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.PIPE, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_program_of_ours_is_started_so() -> None:
+    package = Path(retrain.__file__).parent
+    naked = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r'sys\.executable, "-[mc]"|\{python\} -m', path.read_text())
+    ]
+    assert naked == []

@@ -31,7 +31,9 @@ from retrain.entry import leave
 from retrain.errors import ConfigError, ConfigIssue
 from retrain.experiments.plan import PlannedRun, plan_runs
 from retrain.options import parse_seeds
+from retrain.output import complain
 from retrain.preflight import check_reading
+from retrain.processes import module_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -89,7 +91,7 @@ def plan(
 
 def command(folder: Path, run: PlannedRun) -> list[str]:
     """What trains a planned run in its place, from any folder."""
-    program = ["retrain"] if shutil.which("retrain") else [sys.executable, "-m", "retrain"]
+    program = ["retrain"] if shutil.which("retrain") else module_command("retrain")
     config, run_dir = folder / run.config_path, folder / run.folder
     return [
         *(*program, "run", str(config.absolute()), "--run-dir", str(run_dir.absolute())),
@@ -123,7 +125,7 @@ def _load(
         named = [replace(issue, file=issue.file or str(config or "")) for issue in error.issues]
         raise ConfigError(named) from None
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        complain(f"warning: {warning}")
     return loaded
 
 

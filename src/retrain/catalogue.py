@@ -14,6 +14,7 @@ from rich.text import Text
 from retrain.config.load import read_config
 from retrain.config.messages import key_schema
 from retrain.errors import ConfigError
+from retrain.terminal import Terminal
 
 KINDS = {
     "advantage_mode": "[algorithm].advantage_mode: rewards of a group -> a number a completion",
@@ -82,7 +83,7 @@ def _functions(folder: Path) -> Iterator[tuple[str, str]]:
 
 def render(entries: dict[str, dict[str, Any]], console: Console | None = None) -> None:
     """Show a catalogue."""
-    console = console or Console()
+    console = console or Terminal()
     for kind, names in entries.items():
         if not names:
             continue

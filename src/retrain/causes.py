@@ -10,7 +10,11 @@ import contextlib
 import errno
 import os
 import re
+import signal
 from pathlib import Path
+
+from retrain.errors import RetrainError
+from retrain.locks import LockedError, LockLostError
 
 KILLED = "killed"
 HUNG = "hung"
@@ -18,9 +22,11 @@ MEMORY = "out of memory"
 DISK = "disk"
 SERVICE = "lost service"
 WORKER = "no worker"
+LIMIT = "limit"
+LOCK = "lost lock"
 ERROR = "error"
 
-INFRASTRUCTURE = frozenset({KILLED, HUNG, MEMORY, DISK, SERVICE, WORKER})
+INFRASTRUCTURE = frozenset({KILLED, HUNG, MEMORY, DISK, SERVICE, WORKER, LIMIT, LOCK})
 """Causes after which a run is worth another try as it is."""
 
 _DISK_ERRORS = {
@@ -37,7 +43,20 @@ _DENIED = {errno.EACCES, errno.EPERM}
 _DISK_TEXT = re.compile(
     r"no space left|disk quota|read-only file system|\(os error (5|27|28|30|116|122)\)"
 )
-_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc")
+_LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_LIMIT_TEXT = re.compile(
+    r"can't start new thread|resource temporarily unavailable|too many open files"
+    r"|pthread_create failed|failed to map segment|\(os error (11|23|24)\)"
+)
+_USUAL_CAUSES: dict[int, str] = {
+    signal.SIGKILL: "; the usual cause is too little memory: take fewer workers "
+    "([campaign].max_workers) or smaller steps ([training].micro_batch_tokens)",
+    signal.SIGBUS: "; the usual cause is a full disk or too little shared memory",
+}
+_LOG_END_BYTES = 16_384
+_MEMORY_TEXT = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|memoryerror"
+)
 
 
 def cause_of(error: BaseException, run_dir: Path) -> str:
@@ -56,6 +75,8 @@ def cause_of(error: BaseException, run_dir: Path) -> str:
 
 
 def _cause_of_one(error: BaseException, run_dir: Path) -> str:
+    if isinstance(error, LockedError | LockLostError):
+        return LOCK if _is_there(run_dir) else DISK
     text = str(error).lower()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MEMORY
@@ -64,6 +85,8 @@ def _cause_of_one(error: BaseException, run_dir: Path) -> str:
     if isinstance(error, OSError):
         if error.errno == errno.ENOMEM:
             return MEMORY
+        if error.errno in _LIMIT_ERRORS:
+            return LIMIT
         if error.errno in _DISK_ERRORS or not _is_there(run_dir):
             return DISK
         names = (error.filename, error.filename2)
@@ -72,9 +95,80 @@ def _cause_of_one(error: BaseException, run_dir: Path) -> str:
     # Libraries in other languages (torch, safetensors) have only words for it.
     if _DISK_TEXT.search(text):
         return DISK
+    if (isinstance(error, RuntimeError) or _is_panic(error)) and _LIMIT_TEXT.search(text):
+        return LIMIT
     if isinstance(error, RuntimeError) and _MEMORY_TEXT.search(text):
         return MEMORY
     return ERROR
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up; its class is found nowhere but in the error."""
+    return type(error).__name__ == "PanicException"
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: our own as they are, others with their class."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RetrainError):
+        return text
+    if isinstance(error, SystemExit):
+        return f"the run called sys.exit({error.code!r})"
+    if _is_panic(error):
+        return f"the native library {_library(error)} panicked: {text}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _library(error: BaseException) -> str:
+    """Of those that panic, only tokenizers has a pool of threads; else who called it is told."""
+    if "ThreadPool" in str(error):
+        return "tokenizers"
+    caller, trace = "", error.__traceback__
+    while trace is not None:
+        caller, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
+    return f"that {caller.partition('.')[0]} called"
+
+
+def ended_words(code: int) -> str:
+    """How a process ended that should not have, and the usual cause."""
+    if code >= 0:
+        return f"ended with exit code {code} in the middle of its work"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"was killed by signal {-code}"
+    return f"was killed by {name}" + _USUAL_CAUSES.get(-code, "")
+
+
+def machine_words(log: str) -> tuple[str, str]:
+    """(cause, what a native library wrote before it ended its process, with the library's name).
+
+    Both are empty where the end of a log tells of no limit of the machine.
+    """
+    texts = (_LIMIT_TEXT, _MEMORY_TEXT)
+    lines = [line for line in log.splitlines() if any(t.search(line.lower()) for t in texts)]
+    if not lines:
+        return "", ""
+    words = " ".join(lines[-1].split())
+    cause = LIMIT if _LIMIT_TEXT.search(words.lower()) else MEMORY
+    # As faulthandler writes it, the innermost frame first.
+    library = re.search(r"Current thread.*?site-packages[/\\](\w+)", log, re.DOTALL)
+    return cause, f"{words} (in {library[1]})" if library else words
+
+
+def log_end(log: Path) -> str:
+    """The last few thousand characters of a log; empty when it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_line(log: str) -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
 
 
 def _is_there(run_dir: Path) -> bool:
@@ -103,4 +197,15 @@ def remedy(cause: str, folder: str) -> str:
         DISK: f"make room, or make {folder} writable again",
         HUNG: "run.log shows where it hung; a longer [campaign].worker_timeout waits longer",
         SERVICE: "see that the service answers",
+        LIMIT: "raise the limits of this account (ulimit -n for open files, -u for processes and "
+        "threads, -v for memory), or take fewer workers ([campaign].max_workers)",
+        LOCK: f"see what else trains there: retrain status {folder}",
     }.get(cause, "")
+
+
+def hindrance(error: OSError, folder: Path, name: str) -> str:
+    """What keeps work in a folder, called `name`, from going on, and the remedy."""
+    cause = cause_of(error, folder)
+    what = "cannot be written any more" if cause == DISK else "cannot be worked on"
+    reason = str(error) if error.filename and cause != DISK else error.strerror or str(error)
+    return "; ".join(filter(None, [f"{name} {what}: {reason}", remedy(cause, name)]))

@@ -20,6 +20,7 @@ from retrain.analysis.samples.verb import samples
 from retrain.entry import leave, with_verb
 from retrain.errors import InputError
 from retrain.options import parse_seeds, takes_overrides
+from retrain.output import complain
 from retrain.tracking.verb import sync
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def run(
             raise InputError(f"{option} is for a new run; with --resume everything has its place")
     # A run of a campaign that is trained again was warned about as a part of its campaign.
     for warning in warnings if condition is None else ():
-        typer.echo(f"warning: {warning}", err=True)
+        complain(f"warning: {warning}")
     if resume_from is not None:
         from retrain.experiments.resume import resume as go_on
 
@@ -145,7 +146,7 @@ def resume(
     if extend is not None:
         loaded, warnings = _load(extend, overrides, None)
         for warning in warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            complain(f"warning: {warning}")
         overrides = ()
     result = go_on(
         folder,
@@ -240,7 +241,7 @@ def squeeze(
     if not loaded.is_squeeze:
         raise InputError(f"{target} has no [squeeze] table, or a [campaign], which squeezes itself")
     for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        complain(f"warning: {warning}")
     squeeze_alone(loaded, as_json=as_json)
 
 
@@ -390,7 +391,8 @@ def _load(
 def _print_json(value: Any) -> None:
     import json
 
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # ASCII: any screen takes it, and it holds nothing that a terminal would obey.
+    typer.echo(json.dumps(value, indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -19,6 +19,7 @@ from retrain import __version__
 from retrain.config.load import EMBEDDED
 from retrain.cores import available_cores
 from retrain.models.folder import inspect_model
+from retrain.terminal import Terminal
 
 OLDEST_PYTHON = (3, 11)
 GIB = 2**30
@@ -116,7 +117,7 @@ def _memory_gib() -> float | None:
 
 def render(examination: dict[str, Any], console: Console | None = None) -> None:
     """Show an examination."""
-    console = console or Console()
+    console = console or Terminal()
     machine, torch = examination["machine"], examination["torch"]
     view = Table.grid(padding=(0, 2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from retrain.errors import ConfigError, InputError, RetrainError
+from retrain.output import complain, guard_output, lost_output
 
 
 def with_verb(app: typer.Typer, arguments: Sequence[str]) -> list[str]:
@@ -35,29 +37,48 @@ def with_verb(app: typer.Typer, arguments: Sequence[str]) -> list[str]:
 
 
 def leave(program: Callable[..., Any], arguments: Sequence[str], name: str) -> NoReturn:
-    """Run a program and leave: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted."""
+    """Run a program and leave: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted.
+
+    Output that is lost ends nothing, and is no failure but of a document that was asked for.
+    """
+    guard_output()
+    code = _run(program, arguments, name)
+    lost = lost_output()
+    if lost is not None and lost.errno != errno.EPIPE:
+        complain(f"the standard output took not all that was said: {lost.strerror}")
+        code = code or int("--json" in arguments)
+    sys.exit(code)
+
+
+def _run(program: Callable[..., Any], arguments: Sequence[str], name: str) -> str | int | None:
     try:
         program(list(arguments), prog_name=name)
+    except SystemExit as end:
+        return end.code
     except RetrainError as error:
         _say_error(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except OSError as error:
-        # A full disk or a folder without permission is no bug.
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except Exception:
+        complain("interrupted")
+        return 130
+    except BaseException as error:
+        # A native library's panic is no Exception. What the machine does to us is no bug.
+        from retrain.causes import ERROR, cause_of, describe, remedy
+
+        cause = cause_of(error, Path())
+        if isinstance(error, OSError) or cause != ERROR:
+            told = str(error) if isinstance(error, OSError) else describe(error)
+            complain("; ".join(filter(None, [f"error: {told}", remedy(cause, "it")])))
+            return 1
         import traceback
 
-        typer.echo(traceback.format_exc(), err=True)
-        typer.echo("this is a bug in retrain: please report it with the lines above", err=True)
-        sys.exit(1)
-    sys.exit(0)
+        complain(traceback.format_exc())
+        complain("this is a bug in retrain: please report it with the lines above")
+        return 1
+    return 0
 
 
 def _say_error(error: RetrainError) -> None:
     count = len(error.issues) if isinstance(error, ConfigError) else 1
     heading = "error: " if count == 1 else f"{count} errors, nothing was started:\n"
-    typer.echo(f"{heading}{error}", err=True)
+    complain(f"{heading}{error}")

@@ -123,7 +123,7 @@ def call(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a plugin; whatever it raises becomes a PluginError that names it."""
     try:
         return function(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
@@ -183,6 +183,8 @@ def _home(module: ModuleType | None) -> str | None:
 
 
 def _import(path: str, module_name: str, folders: list[str]) -> ModuleType:
+    # What it may read of a command line is not ours.
+    arguments, sys.argv = sys.argv, [module_name]
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -193,10 +195,12 @@ def _import(path: str, module_name: str, folders: list[str]) -> ModuleType:
                 "which is not installed"
             ) from error
         raise PluginError(_not_found(path, missing, folders)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{path}: importing {module_name} failed: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        sys.argv = arguments
     mine = _file_in(folders, module_name)
     if mine is not None and Path(_origin(module)).resolve() != mine.resolve():
         raise PluginError(

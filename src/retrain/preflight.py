@@ -148,7 +148,7 @@ class _Findings:
             message = place[2] if place else str(error)
             self.error(condition, place[1] if place else key, message)
             return False
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.error(condition, key, f"failed: {type(error).__name__}: {error}")
             return False
         return True

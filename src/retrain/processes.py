@@ -70,6 +70,15 @@ class ProcessId:
         return f"process {self.pid} on {self.host}"
 
 
+def module_command(module: str) -> list[str]:
+    """What runs a module of ours as a program of its own.
+
+    -P: a `queue.py` in the current folder must not be taken for Python's. Said for this process
+    alone: as a variable of the environment, programs that a plugin starts would inherit it.
+    """
+    return [sys.executable, "-P", "-m", module]
+
+
 def signal_when_parent_dies(number: int) -> None:
     """Have the system send this signal to the calling process when the thread that started it is
     gone; it stays so across an exec. Only Linux can do it."""

@@ -15,10 +15,10 @@ from log_tree import Planned, metrics_row, write_campaign, write_json, write_run
 from pyarrow import parquet
 
 from retrain.analysis.export import choose, export, export_command
-from retrain.analysis.samples.look import visible
 from retrain.analysis.tables import CsvTable, ParquetTable, kind_of
 from retrain.cli import main
 from retrain.errors import InputError
+from retrain.output import visible
 
 JUDGE = "reward_components/judge/mean"
 

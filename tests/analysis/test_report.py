@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from log_tree import BEGAN, STANDARD, Planned, standard_campaign, write_campaign
 from rich.console import Console
 
+from retrain.analysis import pictures
 from retrain.analysis.charts import PALETTE, line_chart
 from retrain.analysis.closing import closing_table
 from retrain.analysis.curves import Curve, mean_curve, moving_average, read_curves, thin
 from retrain.analysis.records import read_campaign
 from retrain.analysis.report import write_report
 from retrain.analysis.summary import compare
-from retrain.errors import InputError
+from retrain.errors import InputError, RetrainError
 
 
 def markdown(folder):
@@ -295,3 +296,24 @@ def test_a_condition_keeps_its_colour_in_every_picture():
     assert scale["range"] == [PALETTE[2], PALETTE[1]]
     dashes = chart["layer"][1]["encoding"]["strokeDash"]["scale"]["range"]
     assert dashes[0] != dashes[1]
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("raise MemoryError('no room')", "MemoryError: no room"),
+        ("import os; os.kill(os.getpid(), 9)", "the process that draws was killed by SIGKILL"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_cost_no_report(tmp_path, monkeypatch, program, why):
+    command = [sys.executable, "-c", program] if program else [str(tmp_path / "gone")]
+    monkeypatch.setattr(pictures, "module_command", lambda module: command)
+    folder = standard_campaign(tmp_path)
+    with pytest.raises(RetrainError, match=f"its pictures could not be drawn: .*{why}"):
+        write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "## Learning curves\n\nNot drawn: " in text
+    assert why in text
+    assert "![" not in text
+    assert (folder / "report.html").exists()

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from sample_rows import old_row, row, write_rows, write_sampled_campaign
 
 from retrain import cli
-from retrain.analysis.samples.look import visible
 from retrain.analysis.samples.page import page
 from retrain.analysis.samples.sample import Sample, read_sample
 from retrain.analysis.samples.selection import Seen
+from retrain.output import visible
 
 ATTACKS = (
     *("</script><script>steal()</script>", "<img src=x onerror=steal()>", "<!--", "]]>"),

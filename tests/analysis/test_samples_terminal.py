@@ -15,6 +15,7 @@ from sample_rows import row
 from retrain.analysis.samples import look
 from retrain.analysis.samples.sample import Sample, read_sample
 from retrain.analysis.samples.terminal import show
+from retrain.output import visible
 
 SGR = re.compile(r"\x1b\[[\d;]*m")
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -68,7 +69,7 @@ def test_nothing_a_model_writes_reaches_the_terminal(text: str, other: str, colo
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_visible_keeps_every_other_character_in_its_place(text: str) -> None:
-    shown = look.visible(text)
+    shown = visible(text)
     assert len(shown) == len(text)
     for before, after in zip(text, shown, strict=True):
         control = CONTROL.match(before) and before != "\t"

@@ -29,11 +29,13 @@ from campaigns import TROUBLE_FILE
 from retrain.causes import cause_of
 from retrain.config.schema import RunConfig
 from retrain.errors import RetrainError
+from retrain.experiments import worker
 from retrain.experiments.worker import main
 from retrain.files import RunRecord, append_jsonl, atomic_write_json, read_jsonl
 from retrain.training.place import Place
 
 TROUBLE_STEP = 2
+worker.ORPHAN_GRACE_S = 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def fake_train(
         for step in range(done, steps):
             if step == TROUBLE_STEP:
                 make(trouble, run_dir)
+            print("a step begins")
             time.sleep(pause)
             if level is not None and every and (step + 1) % every == 0:
                 evaluation = {"step": step + 1, "accuracy": level, "greedy_accuracy": None}
@@ -147,7 +150,7 @@ def make(trouble: str, run_dir: Path) -> None:
     if trouble == "hang":
         time.sleep(3600)
     if trouble == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         time.sleep(3600)
     if trouble == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -155,15 +158,15 @@ def test_a_failed_run_is_named_with_cause_and_log(tmp_path: Path, retries: int) 
         # An error of its own would only come again.
         tried = 1 + retries if outcome.name in {"b_s1", "b_s2"} else 1
         assert record.data["attempts"] == tried
-        again = output.count(
-            f"{outcome.name} will be tried again: its worker was killed by SIGKILL"
-        )
-        assert again == tried - 1
+        # The reason is told once, and not for every run that it befalls.
+        reason = "its worker was killed by SIGKILL" if outcome.name == "b_s1" else "as b_s1"
+        assert output.count(f"{outcome.name} will be tried again: {reason}") == tried - 1
     killed = next(outcome for outcome in result.runs if outcome.name == "b_s1")
     assert "killed by SIGKILL" in killed.message
     assert "killed by SIGKILL" in RunRecord.read(killed.run_dir).data["message"]
     assert "3 of 6 runs gave no result:" in output
     assert "  a_s1 failed: ValueError: the plugin broke [here]" in output
+    assert "  b_s1, b_s2 failed: its worker was killed by SIGKILL" in output
     assert f"    log: {result.campaign_dir}/runs/a_s1/run.log" in output
     # The killed ones may simply go on; that comes before the one that has to be looked at.
     assert f"next:     retrain resume {result.campaign_dir}" in output
@@ -407,7 +410,85 @@ def test_a_stopped_campaign_ends_in_order(tmp_path: Path, number: signal.Signals
         assert path.read_bytes().endswith(b"\n")
 
 
-def test_a_second_signal_ends_workers_at_once(tmp_path: Path) -> None:
+def test_sigterm_to_every_process_loses_no_step(tmp_path: Path) -> None:
+    """As service managers and batch systems send it, and again when it does not end at once."""
+    parent = Parent(tmp_path / "logs", {"a": {"pause": 0.3}, "b": {"pause": 0.3}}, grace_s=3600.0)
+    parent.wait_for_rows("a_s1", "b_s1")
+    workers = parent.workers
+    for _ in range(2):
+        for pid in (*workers, parent.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    code, output = parent.end()
+    assert code == 130, output
+    assert all(map(vanishes, workers))
+    assert parent.statuses() == STOPPED
+    for name in ("a_s1", "b_s1"):
+        run_dir = parent.folder / "runs" / name
+        step, log = RunRecord.read(run_dir).data["step"], (run_dir / "run.log").read_text()
+        begun = log.count("a step begins")
+        assert step == len(read_jsonl(run_dir / "metrics.jsonl")) == begun
+
+
+TERMINAL = """
+    import signal, sys
+    from pathlib import Path
+    from campaigns import fake_executor, load
+    from retrain.entry import leave
+    from retrain.experiments.campaign import run_campaign
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "disowned" else signal.SIG_DFL)
+
+    def program(arguments, prog_name):
+        loaded = load(Path(arguments[0]), {"a": {"pause": 0.05}}, seeds=(1,), max_steps=30)
+        sys.exit(run_campaign(loaded, executor=fake_executor()).exit_code)
+
+    leave(program, sys.argv[1:], "program")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "status"), [("disowned", 0, "done"), ("in front", 130, "stopped")]
+)
+def test_a_terminal_that_is_closed(tmp_path: Path, how: str, code: int, status: str) -> None:
+    logs = tmp_path / "logs"
+    master, terminal = pty.openpty()
+
+    def take_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(TERMINAL), str(logs), how],
+        env={**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        preexec_fn=take_the_terminal,
+    )
+    os.close(terminal)
+    while not list(logs.glob("*/runs/a_s1/metrics.jsonl")):
+        assert os.read(master, 65536)
+    os.close(master)
+    assert process.wait(timeout=60) == code
+    (folder,) = logs.glob("campaign_*")
+    assert Manifest.read(folder).data["status"] == status
+    record = RunRecord.read(folder / "runs" / "a_s1")
+    assert (record.status, record.data["cause"]) == (status, None)
+    assert record.data["step"] == len(read_jsonl(folder / "runs/a_s1/metrics.jsonl"))
+
+
+def test_a_worker_that_hangs_does_not_outlive_a_killed_campaign(tmp_path: Path) -> None:
+    parent = Parent(tmp_path / "logs", {"a": {"trouble": "hang"}})
+    parent.wait_for_rows("a_s1")
+    workers = parent.workers
+    parent.process.kill()
+    parent.end()
+    assert workers
+    assert all(map(vanishes, workers))
+
+
+def test_a_second_ctrl_c_ends_workers_at_once(tmp_path: Path) -> None:
     parent = Parent(tmp_path / "logs", {"a": {"trouble": "deaf"}}, grace_s=3600.0)
     parent.wait_for_rows("a_s1")
     workers = parent.workers

@@ -117,6 +117,20 @@ def test_run_all_goes_on_past_a_failed_run(script: Path, tmp_path: Path) -> None
     assert len(names(tmp_path / "out")) == 3
 
 
+def test_run_all_without_retrain_on_the_path_runs_no_foreign_code(
+    script: Path, tmp_path: Path
+) -> None:
+    for name in ("typer", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('foreign code was run')\n")
+    (script.parent / "runs/a_s1/config.toml").write_text("[training]\nmax_stepz = 1\n")
+    only_one = script.read_text().replace("run b~", "# run b~").replace("run c_", "# run c_")
+    script.write_text(only_one)
+    code, output = run_script(script, "out", cwd=tmp_path, RETRAIN="", PATH="/usr/bin:/bin")
+    assert code == 1
+    assert "max_stepz" in output
+    assert "foreign" not in output
+
+
 def test_run_all_stops_when_interrupted(script: Path, tmp_path: Path) -> None:
     code, output = run_script(script, "out", cwd=tmp_path, FAILING="a_s1", CODE="130")
     assert code == 130

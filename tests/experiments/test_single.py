@@ -164,6 +164,11 @@ def test_a_planned_run_may_be_trained_in_its_folder(
             OSError(errno.ENOSPC, "No space left on device"),
             *(1, "failed", "OSError: [Errno 28] No space left on device", "disk"),
         ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            *(1, "failed", "OSError: [Errno 24] Too many open files", "limit"),
+        ),
+        (SystemExit(0), 1, "failed", "the run called sys.exit(0)", "error"),
         (KeyboardInterrupt(), 130, "stopped", "", None),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import retrain
 from retrain.config.load import config_from_mapping
+from retrain.experiments import auto_squeeze
 from retrain.experiments.auto_squeeze import AutoSqueeze
 from retrain.experiments.campaign import create_campaign
-from retrain.experiments.conclusion import CampaignResult
+from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.plan import plan_runs
 from retrain.files import read_json
 from retrain.squeeze import analyze_adapter
@@ -148,6 +151,30 @@ def test_it_ends_with_its_campaign(campaign: CampaignResult, tmp_path: Path) -> 
     process.stdin.close()
     os.kill(process.pid, signal.SIGCONT)
     assert process.wait(timeout=60) == 1
+
+
+def test_a_squeeze_that_is_killed_is_told_and_made_at_the_next_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = config_from_mapping(tables(tmp_path))
+    runs = plan_runs(loaded)
+    manifest = create_campaign(loaded, runs)
+    for run in runs:
+        manifest.set_run(run.name, "done")
+    manifest.settle()
+    program = "import os; print('rank 3 of 8', flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(
+        auto_squeeze, "module_command", lambda module: [sys.executable, "-c", program]
+    )
+    said: list[str] = []
+    AutoSqueeze(manifest, said.append).wait(lambda: False)
+    entry = manifest.data["squeeze"]
+    assert entry["status"] == "pending"
+    assert entry["message"].startswith("its process was killed by SIGKILL; the usual cause is too")
+    assert said[-1].endswith("; retrain resume makes it")
+    assert "rank 3 of 8" not in said[-1]
+    result = conclude(manifest, runs, Console(file=io.StringIO()))
+    assert (result.status, result.exit_code) == ("done", 1)
 
 
 def test_nothing_is_started_before_a_run_is_done(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def errors(folder: Path) -> list[str]:
     """What `explain` says of a run of the model."""
     inspect_model.cache_clear()
     config = folder.parent / "x.toml"
-    config.write_text(f'[model]\nmodel = "{folder}"\n[training]\nmax_tokens = 64\n')
+    config.write_text(
+        f'[model]\nmodel = "{folder}"\n[training]\nmax_tokens = 64\n'
+        '[data]\nsource = "arithmetic"\n[reward]\ntype = "match"\n'
+    )
     with pytest.raises(ConfigError) as caught:
         load_checked(config)
     return [f"{issue.key}: {issue.message}" for issue in caught.value.issues]

@@ -108,3 +108,15 @@ def test_closing_ends_what_is_awaited() -> None:
     with pytest.raises(RewardFailedError, match="raised CancelledError"):
         pending()
     assert ended in ([], ["x"])
+
+
+def test_a_function_that_leaves_the_program_has_failed() -> None:
+    async def later(response: str, reference: str) -> float:
+        raise SystemExit(0)
+
+    def now(response: str, reference: str) -> float:
+        raise SystemExit(0)
+
+    for function, said in ((now, "raised SystemExit: 0"), (later, r"it called sys.exit\(0\)")):
+        with custom(function) as reward, pytest.raises(RewardFailedError, match=said):
+            judged(reward, "", "")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from retrain.analysis.reading import items, iter_rows, load_object, nested, number, text
 from retrain.analysis.records import CampaignRecord, RunResult, RunView, find_records
@@ -20,6 +19,7 @@ from retrain.analysis.series import LAST_STEP, RunSeries, SeriesReader
 from retrain.analysis.tables import Columns, CsvTable, Kind, ParquetTable, Table, kind_of
 from retrain.errors import InputError
 from retrain.files import RUN_FILE, atomic_writer, evaluation_files
+from retrain.terminal import Terminal
 
 SCHEMA = 1
 FOLDER = "export"
@@ -279,7 +279,7 @@ def _progress(total: int) -> Iterator[Tell]:
     from rich.progress import Progress
 
     started = time.monotonic()
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with ExitStack() as stack:
         bar: Progress | None = None
         task = None

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from retrain.analysis.curves import Curve
+from retrain.causes import ended_words, last_line
+from retrain.processes import module_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +37,38 @@ class Picture:
 
 
 class Drawing:
-    """Pictures that are being drawn. `finish` has to be called; it raises RuntimeError when they
-    could not be."""
+    """Pictures that are being drawn. `finish` has to be called."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        self._problem = ""
+        try:
+            self._process = subprocess.Popen(
+                module_command(__name__),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            self._problem = str(error)
+            return
         asked = json.dumps([_plain(picture) for picture in pictures]).encode()
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(asked)
             self._process.stdin.close()
         except BrokenPipeError:
-            pass  # `finish` tells why
+            pass  # `finish` says why
         self._process.stdin = None
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Why they could not be drawn; empty when they are."""
+        if self._problem:
+            return self._problem
         _, words = self._process.communicate()
-        if self._process.returncode:
-            lines = words.decode(errors="replace").strip().splitlines() or ["no word"]
-            raise RuntimeError(f"the pictures could not be drawn: {lines[-1]}")
+        code = self._process.returncode
+        if code < 0:
+            return f"the process that draws {ended_words(code)}"
+        return (last_line(words.decode(errors="replace")) or ended_words(code)) if code else ""
 
 
 def _plain(one: Picture | Curve) -> dict[str, Any]:

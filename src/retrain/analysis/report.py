@@ -28,6 +28,7 @@ from retrain.analysis.series import SeriesReader
 from retrain.analysis.squeezed import squeeze_section
 from retrain.analysis.summary import Comparison, compare
 from retrain.analysis.words import duration, percent, plural
+from retrain.errors import RetrainError
 from retrain.files import GENERATIONS_FILE, atomic_write_text
 
 REPORT_FILE = "report.md"
@@ -57,18 +58,21 @@ def write_report(campaign_dir: Path) -> Report:
 
 def write_files(campaign: CampaignRecord, comparison: Comparison, reader: SeriesReader) -> Report:
     """Write `report.md`, `report.html`, and into `report/` the pictures and the tables for a
-    paper, all into the campaign's folder."""
+    paper, all into the campaign's folder.
+
+    Raises RetrainError when pictures could not be drawn; all else is written then.
+    """
     from retrain.analysis.page.page import write_page
     from retrain.analysis.page.paper import latex_table, verdict_csv
 
     folder = campaign.folder
     config = campaign.first_config()
-    text, pictures = _curves(campaign, read_curves(campaign, reader))
+    curves, pictures = _curves(campaign, read_curves(campaign, reader))
     sections = [
         _heading(campaign, config),
         _verdicts(comparison) if comparison.done else "",
         _result(comparison),
-        text,
+        curves,
         _samples(campaign),
         squeeze_section(folder),
         _failures(campaign),
@@ -81,7 +85,7 @@ def write_files(campaign: CampaignRecord, comparison: Comparison, reader: Series
     judged = bool(comparison.contrasts and comparison.done)
     if judged or pictures:
         tables.mkdir(exist_ok=True)
-    drawing = Drawing(pictures) if pictures else None
+    drawing, problem = Drawing(pictures) if pictures else None, ""
     if judged:
         atomic_write_text(tables / VERDICTS_CSV, verdict_csv(comparison))
         atomic_write_text(tables / VERDICTS_TEX, latex_table(comparison, campaign.name))
@@ -89,8 +93,13 @@ def write_files(campaign: CampaignRecord, comparison: Comparison, reader: Series
         write_page(campaign, comparison, reader, page)
     finally:
         if drawing is not None:
-            drawing.finish()
-    atomic_write_text(markdown, "\n\n".join(section for section in sections if section) + "\n")
+            problem = drawing.finish()
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    if problem:
+        text = text.replace(curves, f"## Learning curves\n\nNot drawn: {problem}.")
+    atomic_write_text(markdown, text)
+    if problem:
+        raise RetrainError(f"its pictures could not be drawn: {problem}")
     return Report(markdown, page)
 
 

@@ -26,6 +26,7 @@ from retrain.config.schema import RetrainConfig
 from retrain.config.validation import validate
 from retrain.errors import ConfigError, ConfigIssue, InputError
 from retrain.experiments.paths import shown
+from retrain.terminal import Terminal
 
 REFRESH_S = 10.0
 POOLED_FOLDER = Path("pooled_report")
@@ -47,7 +48,7 @@ def report_command(
     changes: keys of `[report]` that are to be others than those recorded before the first run.
     to:      folder for the files; a campaign's own by default, `pooled_report` for several.
     """
-    console = console or Console()
+    console = console or Terminal()
     if as_json and (show or to):
         raise InputError("--json writes no files, so --open and --to do not go with it")
     reader = SeriesReader()

@@ -16,6 +16,7 @@ from retrain.analysis.progress import campaign_progress, run_seconds_left
 from retrain.analysis.records import CampaignRecord, Found, RunView, find_records
 from retrain.analysis.status_view import render
 from retrain.errors import InputError
+from retrain.terminal import Terminal
 
 SCHEMA = 1
 DEFAULT_LOGS = Path("logs")
@@ -36,7 +37,7 @@ def status_command(
     (130); on an output that is no terminal only the last view is printed. With `as_json` one
     JSON document is printed (`docs/status.md`), with `watch` as well one a line at each refresh.
     """
-    console = console or Console()
+    console = console or Terminal()
     chosen = [Path(path) for path in paths] or [DEFAULT_LOGS]
     missing = [str(path) for path in paths if not Path(path).exists()]
     if missing:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, BinaryIO, Literal, Protocol
 
-from retrain.analysis.samples.look import visible
+from retrain.output import visible
 
 Kind = Literal["int", "float", "bool", "text"]
 Columns = Mapping[str, Kind]

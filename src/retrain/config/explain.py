@@ -25,6 +25,7 @@ from retrain.config.explain_order import order, order_rows
 from retrain.config.load import EMBEDDED, LoadedConfig, tables_of
 from retrain.config.messages import show
 from retrain.config.schema import RunConfig
+from retrain.terminal import Terminal
 
 MOST_SEED_COLUMNS = 10
 
@@ -253,7 +254,7 @@ def _squeeze(loaded: LoadedConfig, warnings: Sequence[str]) -> dict[str, Any]:
 
 def render(explanation: dict[str, Any], console: Console | None = None) -> None:
     """Show an explanation: values first, what matters most last."""
-    console = console or Console()
+    console = console or Terminal()
     if explanation["kind"] == "squeeze":
         does = [Text(f"  {line}") for line in explanation["does"]]
         parts = (Text(), _heading("squeeze"), *does, _remarks_view(explanation))

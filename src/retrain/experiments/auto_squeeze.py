@@ -11,21 +11,21 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from retrain.analysis.squeezed import SQUEEZE_FILE, SQUEEZE_FOLDER
+from retrain.causes import ended_words, last_line, log_end
 from retrain.experiments.manifest import SQUEEZE_RESULTS, Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.workers import thread_environment
 from retrain.files import read_json
+from retrain.processes import module_command
 
 LOG_FILE = "squeeze.log"
 _WITHOUT_ADAPTER = frozenset({"diverged", "failed", "dropped"})
@@ -92,7 +92,7 @@ class AutoSqueeze:
         with (self._folder / LOG_FILE).open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "retrain.experiments.squeeze_process"),
+                    *module_command("retrain.experiments.squeeze_process"),
                     *(str(self._manifest.folder), run),
                 ],
                 # Its end tells the process that the campaign is gone.
@@ -129,8 +129,14 @@ class AutoSqueeze:
         if code == 0:
             self._note(status="done")
             return
+        if code < 0:
+            # Nothing is wrong with it: the machine did that.
+            message = f"its process {ended_words(code)}"
+            self._note(status="pending", message=message)
+            self._say(f"squeeze of {entry['run']}: {message}; retrain resume makes it")
+            return
         log = self._folder / LOG_FILE
-        message = _last_words(log) or f"its process ended with exit code {code}"
+        message = last_line(log_end(log)) or f"its process {ended_words(code)}"
         self._note(status="failed", message=message)
         self._say(f"squeeze of {entry['run']} failed: {message} (log: {shown(log)})")
 
@@ -156,13 +162,6 @@ def finish_squeeze(manifest: Manifest, console: Console) -> None:
         squeeze = AutoSqueeze(manifest, say)
         with contextlib.closing(squeeze):
             squeeze.wait(lambda: signals.stop)
-
-
-def _last_words(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "")
-    return ""
 
 
 def _environment() -> dict[str, str]:

@@ -25,6 +25,7 @@ from retrain.files import (
     create_timestamped_folder,
 )
 from retrain.locks import FolderLock
+from retrain.terminal import Terminal
 
 RERUN_SCRIPT = "run_all.sh"
 
@@ -44,7 +45,7 @@ def run_campaign(
     executor: makes what runs the workers, given the campaign's folder; by default subprocesses of
               this machine.
     """
-    console = console or Console()
+    console = console or Terminal()
     fetch_data(loaded, console)
     runs = plan_runs(loaded)
     manifest = create_campaign(loaded, runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from rich.text import Text
 
 from retrain.analysis.squeezed import read_squeeze, squeeze_text
 from retrain.analysis.words import plural
-from retrain.causes import INFRASTRUCTURE, remedy
+from retrain.causes import INFRASTRUCTURE, describe, remedy
 from retrain.config.load import EMBEDDED
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.stopping import saved_words
-from retrain.experiments.worker import describe
 from retrain.files import GENERATIONS_FILE, RUN_LOG_FILE
 
 
@@ -74,13 +73,17 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
                 report = write_report(result.campaign_dir).page
         except Exception as error:
             # The runs are done and safe: what cannot be drawn must not look like their failure.
-            _say(console, f"the report could not be written: {describe(error)}", "yellow")
+            _say(console, f"the report is not whole: {describe(error)}", "yellow")
+            result = replace(result, exit_code=result.exit_code or 1)
     if result.failed:
         count = f"{len(result.failed)} of {plural(len(result.runs), 'run')}"
         _say(console, f"{count} gave no result:", "red")
+        alike: dict[tuple[str, str], list[RunOutcome]] = {}
         for run in result.failed:
-            _say(console, f"  {run.name} {run.status}: {run.message}")
-            _say(console, f"    log: {shown(run.log)}")
+            alike.setdefault((run.status, run.message), []).append(run)
+        for (status, message), failed in alike.items():
+            _say(console, f"  {', '.join(run.name for run in failed)} {status}: {message}")
+            _say(console, f"    log: {shown(failed[0].log)}")
     if result.status == "stopped":
         awaited = [run.status for run in result.runs if run.name not in manifest.left_out]
         unfinished = awaited.count("stopped") + awaited.count("pending")
@@ -116,7 +119,11 @@ def _causes(manifest: Manifest) -> list[str]:
 
 def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]) -> str:
     folder = shlex.quote(shown(result.campaign_dir))
-    if result.status == "stopped" or INFRASTRUCTURE.intersection(_causes(manifest)):
+    if (
+        result.status == "stopped"
+        or _lacks_squeeze(manifest)
+        or INFRASTRUCTURE.intersection(_causes(manifest))
+    ):
         return f"retrain resume {folder}"
     if manifest.left_out and result.status == "done":
         return f"retrain resume {folder} --set campaign.max_runs=0"
@@ -125,6 +132,12 @@ def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]
     if result.status == "done" and runs[0].config.model.model == EMBEDDED:
         return "retrain init campaign   (writes a commented file for a campaign of your own)"
     return f"retrain status {folder}"
+
+
+def _lacks_squeeze(manifest: Manifest) -> bool:
+    """Whether its squeeze was lost, and the next resume makes it."""
+    squeeze = manifest.data.get("squeeze")
+    return squeeze is not None and squeeze["status"] == "pending" and squeeze["run"] is not None
 
 
 def _outcome(manifest: Manifest, runs: Sequence[PlannedRun]) -> CampaignResult:
@@ -142,7 +155,7 @@ def _outcome(manifest: Manifest, runs: Sequence[PlannedRun]) -> CampaignResult:
         for run in runs
     )
     status = str(manifest.data["status"])
-    exit_code = {"done": 0, "stopped": 130}.get(status, 1)
+    exit_code = {"done": int(_lacks_squeeze(manifest)), "stopped": 130}.get(status, 1)
     return CampaignResult(exit_code, manifest.folder, status, outcomes)
 
 

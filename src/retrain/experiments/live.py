@@ -111,6 +111,7 @@ class RunsView:
         self._started_at = clock()
         self._told_share = 0.0
         self._told_warnings: set[str] = set()
+        self._told_failures: dict[str, str] = {}
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -151,7 +152,7 @@ class RunsView:
     def retry(self, run: str, message: str) -> None:
         """The run failed and waits to be tried again."""
         self._runs[run].state = "waiting"
-        self.say(f"{run} will be tried again: {message}", "yellow")
+        self.say(f"{run} will be tried again: {self._once(run, message)}", "yellow")
 
     def handle(self, event: Event) -> None:
         """Take in what happened, and show it."""
@@ -167,11 +168,17 @@ class RunsView:
             self._tell_finished(run, event)
         elif isinstance(event, Failed):
             self._end(run, "failed", event.message)
-            self.say(f"{self._count()} {run.name} failed: {event.message}", "red")
+            message = self._once(run.name, event.message)
+            self.say(f"{self._count()} {run.name} failed: {message}", "red")
         elif isinstance(event, Interrupted) and event.started:
             self._end(run, "stopped")
         elif isinstance(event, Cancelled):
             self._end(run, "dropped")
+
+    def _once(self, run: str, message: str) -> str:
+        """Why a run failed; of another that failed for the same reason before, only its name."""
+        first = self._told_failures.setdefault(message, run)
+        return message if first == run else f"as {first}"
 
     def _warn(self, run: RunProgress, message: str) -> None:
         """Each warning once: what is wrong with one run is often wrong with all of them."""

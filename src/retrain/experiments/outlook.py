@@ -18,6 +18,7 @@ from retrain.errors import InputError
 from retrain.experiments.paths import shown
 from retrain.files import RUN_FILE
 from retrain.models.adapters.settings import ADAPTER_CONFIG
+from retrain.terminal import Terminal
 from retrain.training.resume import ResumePoint, find_resume_point
 
 
@@ -47,7 +48,7 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     Every file of the checkpoint in question is read and compared with its checksum. The exit code
     is 1 when a checkpoint was found that is damaged or cannot be read.
     """
-    console = console or Console()
+    console = console or Terminal()
     found = find_records([folder])
     outlooks = [
         *(_outlook(run, campaign) for campaign in found.campaigns for run in campaign.runs),

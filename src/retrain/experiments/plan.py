@@ -112,7 +112,7 @@ if [ -n "${{RETRAIN:-}}" ]; then
 elif command -v retrain >/dev/null 2>&1; then
   retrain=(retrain)
 else
-  retrain=({python} -m retrain)
+  retrain=({python} -P -m retrain)
 fi
 
 failed=()

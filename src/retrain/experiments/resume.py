@@ -12,7 +12,7 @@ from rich.text import Text
 
 from retrain.analysis.records import MANIFEST_FILE, RunView, read_run
 from retrain.analysis.words import plural
-from retrain.causes import DISK, INFRASTRUCTURE, remedy
+from retrain.causes import INFRASTRUCTURE, hindrance
 from retrain.config.changes import CAMPAIGN_MAY_CHANGE, differences, identity, refuse_changes
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, Override, config_from_mapping
@@ -32,6 +32,7 @@ from retrain.experiments.single import SingleResult, continue_single
 from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
+from retrain.terminal import Terminal
 
 
 def resume(
@@ -52,7 +53,7 @@ def resume(
     retry_failed:  also try runs again that failed by an error of their own.
     extend:        train the runs that `loaded` adds to the campaign.
     """
-    console = console or Console()
+    console = console or Terminal()
     if is_campaign(folder):
         if allow_changes:
             raise InputError(
@@ -123,7 +124,7 @@ def resume_campaign(
 
     Arguments as in `resume`. Raises LockedError while another process trains the campaign.
     """
-    console = console or Console()
+    console = console or Terminal()
     changes, elsewhere = _told_apart(overrides)
     try:
         with FolderLock(folder).acquire(
@@ -164,8 +165,8 @@ def resume_campaign(
             return conclude(manifest, runs, console)
     except OSError as error:
         raise RetrainError(
-            f"{shown(folder)} cannot be written: {error.strerror or error}; "
-            f"{remedy(DISK, shown(folder))}, then: retrain resume {shlex.quote(shown(folder))}"
+            f"{hindrance(error, folder, shown(folder))}, "
+            f"then: retrain resume {shlex.quote(shown(folder))}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from retrain.causes import DISK, INFRASTRUCTURE, remedy
+from retrain.causes import DISK, INFRASTRUCTURE, LOCK, hindrance
 from retrain.config.schema import CampaignConfig
 from retrain.errors import InputError, RetrainError
 from retrain.experiments.auto_squeeze import AutoSqueeze
@@ -210,7 +210,8 @@ class _Training:
         with contextlib.suppress(InputError):
             # What a killed worker left says that it runs, and it may wait for long.
             record = RunRecord.read(self._jobs[event.run].run_dir)
-            record.update(status="pending", message=event.message, cause=event.cause)
+            if event.cause != LOCK:
+                record.update(status="pending", message=event.message, cause=event.cause)
         self._manifest.set_run(event.run, "pending", event.message, cause=event.cause)
         self._view.retry(event.run, event.message)
         self._executor.submit([self._jobs[event.run]])
@@ -235,7 +236,8 @@ class _Training:
         """Record the end of a run, also in its own `run.json` when its worker could not."""
         with contextlib.suppress(InputError):
             record = RunRecord.read(self._jobs[name].run_dir)
-            if not record.is_final:
+            # The record of a run that another process has taken over is that one's.
+            if not record.is_final and fields.get("cause") != LOCK:
                 record.update(status=status, message=message, cause=fields.get("cause"))
         self._manifest.set_run(name, status, message, **fields)
 
@@ -250,11 +252,13 @@ class _Training:
 
     def _explained(self, error: OSError | LockLostError) -> RetrainError:
         folder = shown(self._manifest.folder)
-        if isinstance(error, LockLostError) and self._lock.path.exists():
+        if not isinstance(error, LockLostError):
+            reason = hindrance(error, self._manifest.folder, folder)
+        elif self._lock.path.exists():
             return RetrainError(f"{error}; the workers were stopped")
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        else:
+            reason = f"{folder} cannot be written any more: {error}"
         return RetrainError(
-            f"{folder} cannot be written any more: {reason or error}. The workers were stopped; "
-            f"every run keeps its last checkpoint. Now {remedy(DISK, folder)}, then: "
-            f"retrain resume {shlex.quote(folder)}"
+            f"{reason}. The workers were stopped; every "
+            f"run keeps its last checkpoint. Then: retrain resume {shlex.quote(folder)}"
         )

@@ -12,8 +12,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP set `stop` and call `on_stop`; from the second on,
-    `insist` is called.
+    """While entered, SIGINT, SIGTERM and SIGHUP set `stop` and call `on_stop`; Ctrl-C after one of
+    them calls `insist`.
+
+    SIGTERM and SIGHUP never insist: service managers, batch systems and terminals that close send
+    them more than once, and want what is being done to be saved.
 
     A signal that is ignored stays ignored, so `nohup` keeps its meaning. Outside of the main
     thread, where Python delivers no signals, nothing changes.
@@ -45,9 +48,10 @@ class StopSignals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.stop:
-            self._insist()
+            if number == signal.SIGINT:
+                self._insist()
             return
         self.stop = True
         self._on_stop()

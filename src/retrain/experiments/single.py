@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
-from retrain.causes import INFRASTRUCTURE, cause_of, remedy
+from retrain.causes import INFRASTRUCTURE, LOCK, cause_of, describe, remedy
 from retrain.config.dump import run_config_toml
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import RunConfig
@@ -37,7 +37,6 @@ from retrain.experiments.live import RunsView, warnings_shown
 from retrain.experiments.paths import shown
 from retrain.experiments.serving import serving
 from retrain.experiments.signals import StopSignals
-from retrain.experiments.worker import describe
 from retrain.experiments.workers import thread_environment, threads_of
 from retrain.files import (
     METRICS_FILE,
@@ -48,6 +47,7 @@ from retrain.files import (
     create_timestamped_folder,
 )
 from retrain.locks import LockedError
+from retrain.terminal import Terminal
 from retrain.tracking.uploads import wait_for_uploads
 from retrain.training.place import Place
 
@@ -84,7 +84,7 @@ def run_single(
     """
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
-    fetch_data(loaded, console or Console())
+    fetch_data(loaded, console or Terminal())
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
     condition = condition or loaded.conditions[0].label
     name = name or f"{condition}_s{config.training.seed}"
@@ -115,7 +115,7 @@ def continue_single(
 
     allow_changes: keys in which `config` may differ from what it was trained with so far.
     """
-    console = console or Console()
+    console = console or Terminal()
     left = record.status == "diverged" or not record.is_trained(config.training.max_steps)
     with serving([config] if left else [], record.run_dir, console) as servers:
         place = Place(config.backend, servers.of(config) if left else None)
@@ -142,40 +142,41 @@ def _continue(
         insist=_stop_at_once,
         on_stop=lambda: view.say("stopping after this step; again to stop at once"),
     )
-    with signals, view, _warnings_to(view, name, log):
-        view.handle(Started(name, worker=1))
-        try:
-            from retrain.training.run import train_run
+    with signals:
+        with view, _warnings_to(view, name, log):
+            view.handle(Started(name, worker=1))
+            try:
+                from retrain.training.run import train_run
 
-            trained = train_run(
-                config,
-                run_dir,
-                name=name,
-                condition=str(record.data["condition"]),
-                place=place,
-                on_row=on_row,
-                stop=lambda: signals.stop,
-                allow_changes=allow_changes,
-            )
-        except KeyboardInterrupt:
-            view.handle(Interrupted(name))
-            result = SingleResult(130, run_dir, "stopped", "", None)
-        except LockedError:
-            raise
-        except Exception as error:
-            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-            message, cause = describe(error), cause_of(error, run_dir)
-            view.handle(Failed(name, cause, message))
-            exit_code = 2 if isinstance(error, InputError) else 1
-            result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
-        else:
-            status, message, measured = trained.status, trained.message, trained.measured()
-            view.handle(Finished(name, status, message, measured))
-            result = SingleResult(int(status != "done"), run_dir, status, message, measured)
-            wait_for_uploads([run_dir], view.say, lambda: signals.stop)
-    _settle(result)
-    _conclude(result, console)
+                trained = train_run(
+                    config,
+                    run_dir,
+                    name=name,
+                    condition=str(record.data["condition"]),
+                    place=place,
+                    on_row=on_row,
+                    stop=lambda: signals.stop,
+                    allow_changes=allow_changes,
+                )
+            except KeyboardInterrupt:
+                view.handle(Interrupted(name))
+                result = SingleResult(130, run_dir, "stopped", "", None)
+            except LockedError:
+                raise
+            except BaseException as error:  # a plugin's sys.exit and a native library's panic, too
+                with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                    traceback.print_exception(error, file=file)
+                message, cause = describe(error), cause_of(error, run_dir)
+                view.handle(Failed(name, cause, message))
+                exit_code = 2 if isinstance(error, InputError) else 1
+                result = SingleResult(exit_code, run_dir, "failed", message, None, cause)
+            else:
+                status, message, measured = trained.status, trained.message, trained.measured()
+                view.handle(Finished(name, status, message, measured))
+                result = SingleResult(int(status != "done"), run_dir, status, message, measured)
+                wait_for_uploads([run_dir], view.say, lambda: signals.stop)
+        _settle(result)
+        _conclude(result, console)
     return result
 
 
@@ -196,7 +197,7 @@ def _settle(result: SingleResult) -> None:
     """Record the end of a run that failed before it could record anything itself."""
     with contextlib.suppress(OSError, InputError):
         record = RunRecord.read(result.run_dir)
-        if not record.is_final:
+        if not record.is_final and result.cause != LOCK:
             record.update(status=result.status, message=result.message, cause=result.cause)
 
 

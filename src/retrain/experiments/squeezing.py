@@ -46,6 +46,7 @@ from retrain.squeeze import (
     pictures,
     render_table,
 )
+from retrain.terminal import Terminal
 from retrain.tracking.squeeze import track_squeeze
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def squeeze_alone(
 
     Raises InputError for an adapter that cannot be squeezed or checked.
     """
-    console = console or Console()
+    console = console or Terminal()
     settings = loaded.config.squeeze
     assert settings is not None
     remote = is_service_path(settings.adapter_path)
@@ -86,7 +87,7 @@ def squeeze_alone(
     output = folder / ADAPTER_FOLDER if settings.check else None
     if settings.output_path:
         output = _from(Path.cwd(), settings.output_path)
-    quiet = Console(quiet=True) if as_json else console
+    quiet = Terminal(quiet=True) if as_json else console
     try:
         if adapter is None:
             base_url = loaded.config.model.base_url
@@ -95,7 +96,7 @@ def squeeze_alone(
     finally:
         if not (folder / SQUEEZE_FILE).exists():
             shutil.rmtree(folder)
-    _track(loaded.config.logging, folder, Console(stderr=True) if as_json else console)
+    _track(loaded.config.logging, folder, Terminal(stderr=True) if as_json else console)
     if as_json:
         console.file.write((folder / SQUEEZE_FILE).read_text(encoding="utf-8"))
     else:

@@ -7,10 +7,11 @@ prints can disturb them. What a run prints goes to its `run.log`, also from C co
 subprocesses.
 
 The command `cancel` ends one run after the step it is in, with a checkpoint, and the worker waits
-for the next one. There are three ways to stop, from gentle to firm: the command `stop` (or the end
-of the command pipe, or SIGHUP: the campaign is gone) ends the run in the same way; SIGTERM ends it
-at once, still in order; SIGKILL loses the step. SIGUSR1 writes down where every thread is.
-Ctrl-C in the terminal is the campaign's business, not ours.
+for the next one. There are three ways to stop, from gentle to firm: the command `stop`, or the end
+of the command pipe (the campaign is gone), or SIGTERM and SIGHUP, which service managers and batch
+systems send to every process of a job, end the run in the same way; SIGUSR2 ends it at once, still
+in order; SIGKILL loses the step. SIGUSR1 writes down where every thread is. Ctrl-C in the terminal
+is the campaign's business, not ours.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ import queue
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from retrain.causes import MEMORY, cause_of
+from retrain.causes import LIMIT, MEMORY, cause_of, describe
 from retrain.config.dump import read_run_config
 from retrain.config.schema import BackendConfig, RunConfig
 from retrain.errors import RetrainError
 from retrain.experiments.executors.executor import MEASURES
 from retrain.files import RUN_LOG_FILE, json_line
+from retrain.output import guard_output
 from retrain.policies.inference.endpoint import Endpoint
 from retrain.processes import signal_when_parent_dies
 from retrain.training.place import Place
 
-ORPHAN_GRACE_S = 60.0
+ORPHAN_GRACE_S = 60
 """How long a run may take to reach the end of its step once the campaign is gone."""
 
 OnRow = Callable[[Mapping[str, Any]], None]
@@ -87,6 +88,7 @@ class Worker:
         # Signals set it, and one may come while another is handled: a lock would be waited for by
         # its own holder.
         self._stopping = False
+        self._parent = os.getppid()
         self._cancelled: set[str] = set()
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._run = ""
@@ -156,9 +158,9 @@ class Worker:
                 traceback.print_exc()
                 # An unforeseen error may leave a process behind that fails every later run, as
                 # CUDA does after some, and a full memory is empty in a fresh worker, which costs
-                # seconds.
+                # seconds; so are files that a run left open.
                 cause = cause_of(error, run_dir)
-                fit = isinstance(error, RetrainError) and cause != MEMORY
+                fit = isinstance(error, RetrainError) and cause not in {MEMORY, LIMIT}
                 self.send("failed", run=name, cause=cause, message=describe(error), retire=not fit)
             else:
                 measured = result.measured()
@@ -188,13 +190,26 @@ class Worker:
 
     def _listen_to_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, self._stop)
-        signal.signal(signal.SIGTERM, self._interrupt)
+        signal.signal(signal.SIGTERM, self._stop)
+        # What was started with nohup goes on when its terminal is closed.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._stop)
+        signal.signal(signal.SIGUSR2, self._interrupt)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-        signal_when_parent_dies(signal.SIGHUP)
+        signal_when_parent_dies(signal.SIGTERM)
 
     def _stop(self, *_: Any) -> None:
         self._stopping = True
+        self._jobs.put(None)
+        if os.getppid() != self._parent:
+            self._leave_in_time()
+
+    def _leave_in_time(self) -> None:
+        """The campaign is gone. Neither a run that never reaches the end of its step nor a thread
+        that does not start may keep this process: the system itself ends it."""
+        if not self._run:
+            os._exit(1)
+        signal.alarm(ORPHAN_GRACE_S)
 
     def _interrupt(self, *_: Any) -> None:
         # Nobody shall take this for the end of one run.
@@ -220,7 +235,7 @@ class Worker:
                 self._cancelled.discard(command["name"])
                 self._jobs.put(command)
             else:
-                threading.Thread(target=_leave_in_time, daemon=True).start()
+                self._leave_in_time()
             self._stopping = True
             self._jobs.put(None)
 
@@ -238,16 +253,6 @@ class _EventHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._worker.warn(record.getMessage())
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: our own as they are, others with their class."""
-    text = " ".join(str(error).split())
-    if isinstance(error, RetrainError):
-        return text
-    if isinstance(error, SystemExit):
-        return f"the run called sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -283,14 +288,6 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _leave_in_time() -> None:
-    """For a run that never reaches the end of its step after the campaign is gone."""
-    time.sleep(ORPHAN_GRACE_S)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(ORPHAN_GRACE_S / 4)
-    os._exit(1)
-
-
 def _be_first_to_go() -> None:
     """When memory runs out the kernel should take a worker, whose run goes on from its last
     checkpoint, and not the campaign."""
@@ -302,6 +299,7 @@ def _be_first_to_go() -> None:
 def main(load: Callable[[], Train] = load_train) -> int:
     """The entry point of the process that an executor starts."""
     commands_fd, events_fd = (int(argument) for argument in sys.argv[1:3])
+    guard_output()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()

@@ -67,13 +67,17 @@ class CustomReward(Reward):
         extra = {name: _EXTRAS[name](problem) for name in self._extras}
         try:
             result = self._function(completion.text, problem.answer, **extra)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised(error, problem, completion) from error
         return self._begun(result) if inspect.isawaitable(result) else result
 
     def _begun(self, awaitable: Awaitable[Any]) -> Future[Any]:
         async def awaited() -> Any:
-            return await awaitable
+            try:
+                return await awaitable
+            except SystemExit as error:
+                # It would end the loop, and with it everything that waits for it.
+                raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
         if self._loop is None:
             self._loop = LoopThread("retrain-async-reward")
@@ -83,7 +87,7 @@ class CustomReward(Reward):
         if isinstance(result, Future):
             try:
                 result = result.result()
-            except (Exception, CancelledError) as error:
+            except (Exception, CancelledError, SystemExit) as error:
                 raise self._raised(error, problem, completion) from error
         return self._checked(result, problem, completion)
 

@@ -144,9 +144,10 @@ def _serve(compare: Any, say: Any) -> None:
 
 
 def _leave_with_the_parent() -> None:
-    # Ctrl-C is the trainer's business. The default action of SIGPROF ends the process at once,
-    # also inside one long multiplication.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a terminal or a batch system sends to every process is the trainer's business. The
+    # default action of SIGPROF ends the process at once, also inside one long multiplication.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

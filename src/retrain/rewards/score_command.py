@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from rich.cells import set_cell_size
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retrain.analysis.samples.look import one_line, shown_number
@@ -33,6 +32,7 @@ from retrain.rewards.match import final_answer, reference_of
 from retrain.rewards.registry import build_reward
 from retrain.rewards.reward import Reward
 from retrain.tasks.rows import answer_text
+from retrain.terminal import Terminal
 from retrain.types import Completion, Problem, Score, StopReason
 
 REFERENCE, RESPONSE = ("reference", "answer"), ("response", "completion")
@@ -303,7 +303,7 @@ def _line(*cells: str) -> str:
 @contextmanager
 def _bar() -> Iterator[Progress]:
     """A bar on a terminal, once it has taken a while."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -72,8 +72,8 @@ class Crew(Generic[T, R]):
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="retrain-reward", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         with self._handler() as handle:

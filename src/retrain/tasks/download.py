@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from retrain.config.data import DataConfig
 from retrain.errors import RetrainError
+from retrain.output import complain
 from retrain.tasks.hub import HubData, fetch, is_cached
 
 Say = Callable[[str], object]
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not fetch_missing([run.data for run in runs], print):
             print("nothing to download: all of its data is on this machine")
     except RetrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     return 0
 

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from retrain.config.schema import LoggingConfig
+from retrain.processes import module_command
 from retrain.tracking.state import TRACKER_LOG
 from retrain.tracking.trackers import Tracker, trackers_of
 from retrain.tracking.words import DRAIN_S, END, GRACE_S, lost
@@ -193,7 +193,7 @@ def start_process(
     """`tracking/process.py` for one run and tracker, with pipes to talk to it."""
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "retrain.tracking.process"),
+            *module_command("retrain.tracking.process"),
             *(str(run_dir.absolute()), tracker.name, *settings),
         ],
         stdin=subprocess.PIPE,

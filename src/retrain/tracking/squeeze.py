@@ -19,6 +19,7 @@ from typing import Any
 from retrain.analysis.squeezed import SQUEEZE_FILE
 from retrain.config.schema import LoggingConfig
 from retrain.files import read_json
+from retrain.processes import module_command
 from retrain.tracking.state import State, held
 from retrain.tracking.trackers import TRACKERS, Opening, Tracker, trackers_of
 
@@ -48,7 +49,7 @@ def send_squeeze(
     try:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "retrain.tracking.squeeze"),
+                *module_command("retrain.tracking.squeeze"),
                 *(str(folder.absolute()), tracker.name, "again" if again else ""),
             ],
             input=settings.model_dump_json(),

@@ -27,6 +27,7 @@ from retrain.config.schema import LoggingConfig, RunConfig
 from retrain.config.tracking_checks import check_tracking
 from retrain.errors import InputError, RetrainError
 from retrain.files import METRICS_FILE, RunRecord, read_jsonl
+from retrain.terminal import Terminal
 from retrain.tracking.follower import start_process
 from retrain.tracking.parcels import Parcels
 from retrain.tracking.squeeze import RUN_NAME, send_squeeze
@@ -88,7 +89,7 @@ def sync(
 
     Raises InputError, before anything is sent, when there is nothing to send or nowhere to.
     """
-    console = console or Console()
+    console = console or Terminal()
     items = list(_items(folder, changes, ENDED if unfinished else FINISHED))
     if not items:
         raise InputError(f"{folder}: there is no run, campaign or squeeze in it")

@@ -32,7 +32,7 @@ from retrain.files import (
     read_json,
     read_jsonl,
 )
-from retrain.locks import FolderLock
+from retrain.locks import FolderLock, LockLostError
 from retrain.models.folder import inspect
 from retrain.models.shape import experts_of
 from retrain.policies.local.base import BaseModel, load_base
@@ -199,6 +199,9 @@ def _train(
         _log.info("%s: %s", name, message)
     except KeyboardInterrupt:
         _try_update(record, status="stopped", step=max(state.step, point.step))
+        raise
+    except LockLostError:
+        # The record is another's now.
         raise
     except BaseException as error:
         _try_update(

@@ -12,6 +12,7 @@ from retrain.analysis.diff.compare import compare, document
 from retrain.analysis.diff.overview import campaigns_view
 from retrain.analysis.diff.sides import plan_of
 from retrain.analysis.diff.view import comparison_view
+from retrain.terminal import Terminal
 
 
 def diff_command(
@@ -33,7 +34,7 @@ def diff_command(
         # ASCII: names come from files and may hold what a terminal would obey.
         typer.echo(json.dumps(document(plan, comparisons), indent=2, allow_nan=False))
         return
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     if plan.kind == "campaigns":
         console.print(campaigns_view(plan, comparisons, console))
     else:

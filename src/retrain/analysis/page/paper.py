@@ -13,10 +13,10 @@ from html import escape
 from retrain.analysis.page.methods import methods_text
 from retrain.analysis.page.section import Section
 from retrain.analysis.records import CampaignRecord
-from retrain.analysis.samples.look import visible
 from retrain.analysis.summary import Comparison, ConditionSummary, PlannedContrast
 from retrain.analysis.tables import harmless
 from retrain.analysis.words import Unit
+from retrain.output import visible
 
 __all__ = ["latex_escape", "latex_table", "methods_text", "paper_section", "verdict_csv"]
 

@@ -16,12 +16,12 @@ from retrain.analysis.page.markup import folded, listed, name, table
 from retrain.analysis.page.section import Section
 from retrain.analysis.reading import items, load_object, nested, number, text
 from retrain.analysis.records import CampaignRecord, RunView
-from retrain.analysis.samples.look import visible
 from retrain.analysis.series import SeriesReader
 from retrain.analysis.settings import ReportSettings
 from retrain.analysis.webpage import safe
 from retrain.analysis.words import duration, plural
 from retrain.files import RUN_FILE
+from retrain.output import visible
 
 SEED_KEY = "training.seed"
 MOST_CONFIGS = 5

@@ -10,7 +10,6 @@ from html import escape
 from retrain.analysis.page.markup import MISSING, folded, interval, name, p_value, table
 from retrain.analysis.page.section import Section
 from retrain.analysis.records import CampaignRecord, RunView
-from retrain.analysis.samples.look import visible
 from retrain.analysis.series import SeriesReader
 from retrain.analysis.settings import SummaryName
 from retrain.analysis.squeezed import PICTURES, SQUEEZE_FOLDER, read_squeeze, squeeze_text
@@ -19,6 +18,7 @@ from retrain.analysis.summary import Comparison, all_pairs
 from retrain.analysis.values import run_values
 from retrain.analysis.webpage import safe
 from retrain.analysis.words import percent, plural
+from retrain.output import visible
 
 SHOWN_FAILURES = 60
 FINE = frozenset({"done", "pending", "running"})

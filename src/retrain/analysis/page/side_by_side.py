@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 from retrain.analysis.reading import last_rows, number, parse_object
 from retrain.analysis.records import CampaignRecord, RunView
-from retrain.analysis.samples.look import one_line, shown_number, visible
+from retrain.analysis.samples.look import one_line, shown_number
 from retrain.analysis.samples.sample import Sample, Span, read_sample
 from retrain.analysis.settings import ReportSettings
 from retrain.files import GENERATIONS_FILE
+from retrain.output import visible
 
 BUDGET = 1_000_000
 """Bytes of JSON, about."""

@@ -20,6 +20,7 @@ from retrain.analysis.samples.selection import OUTCOMES, Seen, Selection, choose
 from retrain.analysis.samples.terminal import show
 from retrain.errors import InputError
 from retrain.files import GENERATIONS_FILE, RUN_CONFIG_FILE, atomic_write_text
+from retrain.terminal import Terminal
 
 SCHEMA = 1
 SHOWN, SHOWN_ELSEWHERE = 5, 2000
@@ -73,7 +74,7 @@ def samples_command(
         # ASCII: model text may hold what a terminal would obey.
         typer.echo(json.dumps(document, indent=2))
     else:
-        console = console or Console(highlight=False)
+        console = console or Terminal(highlight=False)
         show(chosen, console, by=color, pattern=selection.pattern, full=full)
         console.print(Text(_count(chosen, seen, selection), style="dim"), soft_wrap=True)
 

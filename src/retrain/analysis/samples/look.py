@@ -1,4 +1,4 @@
-"""What the terminal and the page share: text that cannot do anything, numbers, colour scales."""
+"""What the terminal and the page share: names, numbers, colour scales."""
 
 from __future__ import annotations
 
@@ -7,25 +7,10 @@ from collections.abc import Iterable
 from itertools import chain
 
 from retrain.analysis.samples.sample import Sample
+from retrain.output import visible
 
 SHARE_IN_SCALE = 0.95
 """Full colour is for the few tokens beyond this share: one extreme must not pale all others."""
-
-_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_NEUTRAL = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys([*range(0x80, 0xA0), *_BIDI, 0x2028, 0x2029, *range(0xD800, 0xE000)], 0xFFFD),
-}
-
-
-def visible(value: str) -> str:
-    """Text of the same length in which control characters are pictures of themselves.
-
-    Models write escape sequences, which a terminal would obey, and marks that turn text around.
-    Line ends and tabs stay.
-    """
-    return value.translate(_NEUTRAL)
 
 
 def one_line(value: str) -> str:

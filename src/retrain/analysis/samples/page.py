@@ -21,12 +21,12 @@ from retrain.analysis.samples.look import (
     one_line,
     shown_number,
     uncertainty_scale,
-    visible,
 )
 from retrain.analysis.samples.sample import Sample
 from retrain.analysis.samples.selection import OUTCOMES, Seen
 from retrain.analysis.webpage import policy, safe
 from retrain.analysis.words import plural
+from retrain.output import visible
 
 FOLDER = Path(__file__).parent
 OPEN_CARDS = 3

@@ -19,10 +19,10 @@ from retrain.analysis.samples.look import (
     place_on_scale,
     shown_number,
     uncertainty_scale,
-    visible,
 )
 from retrain.analysis.samples.sample import Sample, Token
 from retrain.analysis.words import plural
+from retrain.output import visible
 
 HEAD_LINES, TAIL_LINES, SHORT_LINES = 14, 6, 26
 """A text of more than SHORT_LINES lines is folded to its beginning and its end."""

@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from retrain.causes import HUNG, KILLED, WORKER
+from retrain.causes import HUNG, KILLED, WORKER, ended_words, last_line, log_end, machine_words
 from retrain.experiments.executors.executor import (
     Cancelled,
     Event,
@@ -30,8 +29,10 @@ from retrain.experiments.executors.executor import (
     Warned,
 )
 from retrain.experiments.workers import thread_environment
+from retrain.files import RUN_LOG_FILE
+from retrain.processes import module_command
 
-WORKER_COMMAND = (sys.executable, "-m", "retrain.experiments.worker")
+WORKER_COMMAND = module_command("retrain.experiments.worker")
 
 LAST_WORDS_S = 1.0
 """What a hung worker gets to write down where it is."""
@@ -48,14 +49,6 @@ MESSAGES: Mapping[str, Callable[..., Event]] = {
     "cancelled": Cancelled,
 }
 ENDING_MESSAGES = frozenset({"finished", "failed", "stopped", "cancelled"})
-
-CAUSES = {
-    signal.SIGKILL: (
-        "the usual cause is too little memory: take fewer workers ([campaign].max_workers) or "
-        "smaller steps ([training].micro_batch_tokens)"
-    ),
-    signal.SIGBUS: "the usual cause is a full disk or too little shared memory",
-}
 
 
 @dataclass(eq=False)
@@ -133,7 +126,7 @@ class LocalExecutor:
         sys_path: Sequence[str] = (),
         throttle_dir: Path | None = None,
         command: Sequence[str] = WORKER_COMMAND,
-        grace_s: float = 10.0,
+        grace_s: float = 600.0,
     ) -> None:
         self._slots = workers
         self._log = log
@@ -213,7 +206,7 @@ class LocalExecutor:
             worker.hang_up()
         events += self._read_until_gone(self._grace_s)
         for worker in self._workers:
-            worker.signal(signal.SIGTERM, group=False)
+            worker.signal(signal.SIGUSR2, group=False)
         events += self._read_until_gone(self._grace_s / 2)
         self.kill()
         while self._workers:
@@ -315,17 +308,13 @@ class LocalExecutor:
     def _give_up_if_none_starts(self) -> list[Event]:
         if self._failed_starts < START_ATTEMPTS or self._workers:
             return []
-        message = f"no worker starts: {self._last_words()} (see {self._log})"
-        events: list[Event] = [Failed(job.name, WORKER, message) for job in self._queue]
+        log = log_end(self._log)
+        cause, words = machine_words(log)
+        message = f"no worker starts: {words or last_line(log) or 'no word'} (see {self._log})"
+        events: list[Event] = [Failed(job.name, cause or WORKER, message) for job in self._queue]
         self._queue.clear()
         self._failed_starts = 0
         return events
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-            return next((line.strip() for line in reversed(lines) if line.strip()), "no word")
-        return "no word"
 
     def _read_until_gone(self, seconds: float) -> list[Event]:
         events: list[Event] = []
@@ -404,15 +393,8 @@ class LocalExecutor:
                 "([campaign].worker_timeout) and was killed; run.log shows where it was"
             )
             return [Failed(worker.job.name, HUNG, message)]
-        return [Failed(worker.job.name, KILLED, _cause(code))]
-
-
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"its worker ended with exit code {code} in the middle of the run"
-    try:
-        number = signal.Signals(-code)
-    except ValueError:
-        return f"its worker was killed by signal {-code}"
-    hint = CAUSES.get(number)
-    return f"its worker was killed by {number.name}" + (f"; {hint}" if hint else "")
+        message, cause = f"its worker {ended_words(code)}", KILLED
+        if code != -signal.SIGKILL:
+            cause, words = machine_words(log_end(worker.job.run_dir / RUN_LOG_FILE))
+            message, cause = (f"{message}: {words}", cause) if words else (message, KILLED)
+        return [Failed(worker.job.name, cause, message)]

@@ -25,14 +25,14 @@ from retrain.files import atomic_write_text, utc_now
 from retrain.policies.inference.endpoint import Endpoint
 from retrain.policies.inference.keeper import GRACE_S
 from retrain.policies.inference.vllm import HOST, Launch
-from retrain.processes import ProcessId
+from retrain.processes import ProcessId, module_command
 
 _log = logging.getLogger("retrain")
 
 FIRST_PORT = 8000
 POLL_S = 0.5
 _ANSWER_S = 5.0
-_KEEPER = (sys.executable, "-m", "retrain.policies.inference.keeper")
+_KEEPER = module_command("retrain.policies.inference.keeper")
 
 _ERROR = re.compile(
     r"(?:^|\s)((?:[\w.]*(?:Error|Exception)|[\w ]+: error): \S.*|Value error, \S.*)"
