@@ -18,7 +18,7 @@ from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 from retrain.experiments.single import SingleResult, run_single
 from retrain.files import RunRecord
-from retrain.locks import LockedError
+from retrain.locks import FolderLock, LockedError
 from retrain.processes import ProcessId
 from retrain.training import run as training
 from retrain.training.place import Place
@@ -70,11 +70,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException)
         on_row: OnRow,
         stop: Callable[[], bool],
         allow_changes: Collection[str],
+        lock: FolderLock,
     ) -> RunResult:
         assert config.training.seed == 7
         assert place == Place(config.backend)
         assert not stop()
         assert not allow_changes
+        lock.check()
         record = RunRecord.read(run_dir)
         assert (record.data["name"], record.data["condition"]) == (name, condition)
         record.update(status="running")
