@@ -119,7 +119,7 @@ def identity(config: RunConfig, contents: Mapping[str, str] | None = None) -> di
         for place, value in _values(config).items()
         if place not in MAY_CHANGE or (fixed_length and place == "training.max_steps")
     }
-    return {**keys, **(contents or {})}
+    return {**keys, **dict(sorted((contents or {}).items()))}
 
 
 def differences(

@@ -35,7 +35,7 @@ from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
 from retrain.training.checkpoint import checkpoint_folders
-from retrain.training.contents import Contents, contents_at, planned_contents
+from retrain.training.contents import Contents, planned_contents
 from retrain.training.resume import changes_at, find_resume_point
 
 _WHERE = CAMPAIGN_MAY_CHANGE | PATHS.keys()
@@ -205,8 +205,7 @@ def _first_runs(runs: Sequence[PlannedRun], max_runs: int) -> set[str]:
 def _changes(record: RunRecord, before: RunConfig, now: RunConfig, found: Contents) -> list[Change]:
     """Where a run that goes on as `now` with what was found is another than it was before."""
     point = find_resume_point(record.run_dir, verify=False)
-    contents = contents_at(point.step, record.contents, found)
-    return changes_at(point, record, before, now, contents)
+    return changes_at(point, record, before, now, found)
 
 
 def _other_contents(

@@ -75,13 +75,6 @@ def contents_of(config: RunConfig, task: Task | None) -> Contents:
     return {name: digest for name, digest in found.items() if digest}
 
 
-def contents_at(step: int, before: Contents, now: Contents) -> Contents:
-    """The contents of a run that goes on at a step: what they are now, else what they were. The
-    adapter that it began with has no say any more."""
-    began_with = {"init_adapter": before["init_adapter"]} if "init_adapter" in before else {}
-    return {**before, **now, **(began_with if step else {})}
-
-
 def _short(digest: Any) -> str:
     return str(digest.hexdigest()[:16])
 

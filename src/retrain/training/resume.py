@@ -71,13 +71,17 @@ def changes_at(
     before: what it was planned as, which holds for one without a checkpoint.
     """
     begun = point.checkpoint.identity if point.checkpoint else identity(before, record.contents)
+    found = differences(begun, now, contents)
+    if point.checkpoint:
+        # What is in the adapter's folder has no say any more.
+        found = [change for change in found if change.key != "init_adapter"]
     # A run that was killed before its next checkpoint is at the step where it was changed still.
     accepted = [
         Change(change["key"], change["before"], change["now"])
         for change in record.data["changes"]
         if change["step"] == point.step
     ]
-    return [each for each in differences(begun, now, contents) if each not in accepted]
+    return [change for change in found if change not in accepted]
 
 
 def go_back(point: ResumePoint) -> None:

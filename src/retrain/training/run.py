@@ -42,7 +42,7 @@ from retrain.tasks.task import Task
 from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
-from retrain.training.contents import Contents, contents_at, contents_of
+from retrain.training.contents import Contents, contents_of
 from retrain.training.loop import Run, train
 from retrain.training.place import Place
 from retrain.training.policies import opened_policy
@@ -167,8 +167,10 @@ def _train(
     run_dir, name, started = record.run_dir, str(record.data["name"]), time.monotonic()
     point = find_resume_point(run_dir)
     task = load_task(config.data, config.plugins.search_paths)
-    contents = contents_at(point.step, record.contents, contents_of(config, task))
+    contents = contents_of(config, task)
     changes = _changes(config, contents, point, allow_changes, record)
+    if point.checkpoint and (began_with := record.contents.get("init_adapter")):
+        contents["init_adapter"] = began_with
     _describe(record, point)
     record.update(
         status="running",
