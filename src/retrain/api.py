@@ -123,7 +123,8 @@ def resume(
     """Go on with a run or a campaign from its last checkpoints.
 
     config, overrides: as for `load_config`; without a config the one that it was started with.
-    allow_changes:     keys in which a single run may become another one from here on.
+    allow_changes:     keys in which a single run may become another one from here on, and contents
+                       (`data`, `reward`, …) that may be others, also of a campaign.
     retry_failed:      also try runs of a campaign again that failed by an error of their own.
     extend:            train the runs that `config` adds to the campaign.
     console:           where progress is shown; the standard output by default.

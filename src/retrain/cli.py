@@ -44,7 +44,8 @@ AllowChange = Annotated[
     typer.Option(
         "--allow-change",
         metavar="TABLE.KEY",
-        help="A key in which a resumed run may become another one; repeatable.",
+        help="A key in which a resumed run may become another one, or data, reward, algorithm, "
+        "model, init_adapter, whose content may be another; repeatable.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -114,6 +114,7 @@ def write_run(
     host: str | None = None,
     born: int | None = None,
     batch_size: int = 8,
+    contents: dict[str, str] | None = None,
 ) -> Path:
     """A run folder; `pid`, `host` and `born` as in `process_fields`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,7 @@ def write_run(
             "versions": {"retrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
             "device": "cpu",
             "threads": 1,
+            "contents": contents or {},
             "result": result,
         },
     )
@@ -233,8 +235,10 @@ def write_campaign(
     timestamp: float = BEGAN,
     max_workers: int = 2,
     report: dict[str, Any] | None = None,
+    contents: dict[str, str] | None = None,
 ) -> Path:
     """A campaign folder. `report` are keys of `[report]`; None records none, as older ones did.
+    `contents` are those that every condition was planned with.
 
     A run whose changes say `folder: False` has only its manifest entry.
     """
@@ -284,6 +288,7 @@ def write_campaign(
                     "advantage_mode": label.split("+")[0],
                     "transform_mode": label.split("+")[-1],
                     "changes": {},
+                    "contents": contents or {},
                 }
                 for label in labels
             ],

@@ -335,6 +335,36 @@ class TestComparable:
         assert ground.same_held_out is False
         assert "A has 16, B has 11, 10 are in both" in ground.warnings[0]
 
+    @pytest.mark.parametrize(
+        ("name", "field"),
+        [("model", "same_model"), ("data", "same_task"), ("reward", "same_reward")],
+    )
+    def test_what_a_name_stands_for_is_compared(
+        self, tmp_path: Path, name: str, field: str
+    ) -> None:
+        """The configs are the same; one of the contents is not."""
+        same = {"model": "1", "data": "2", "reward": "3"}
+        write_run(tmp_path / "a", contents=same)
+        write_run(tmp_path / "b", contents={**same, name: "other"})
+        found = comparison(tmp_path / "a", tmp_path / "b")
+        fields = ("same_model", "same_task", "same_reward", "same_held_out")
+        expected = {**dict.fromkeys(fields, True), field: False}
+        if name == "data":
+            expected["same_held_out"] = None
+        assert {key: getattr(found.ground, key) for key in fields} == expected
+        assert not found.configs.same
+        assert not found.sameness
+
+    def test_another_path_to_the_same_content_is_the_same(self, tmp_path: Path) -> None:
+        for name in "ab":
+            write_run(tmp_path / name, contents={"data": "2"})
+            change_config(tmp_path / name, "data", source="jsonl", path=f"/{name}/rows.jsonl")
+        assert comparison(tmp_path / "a", tmp_path / "b").configs.same
+        # Of a run that is older than hashes only the path is known.
+        write_run(tmp_path / "b")
+        change_config(tmp_path / "b", "data", source="jsonl", path="/b/rows.jsonl")
+        assert comparison(tmp_path / "a", tmp_path / "b").ground.same_task is False
+
     def test_few_pairs_and_lost_runs_are_told(self, three: Path) -> None:
         write_run(three / "runs" / f"{B}_s1", condition=B, seed=1, status="diverged", steps=4)
         warnings = " ".join(comparison(f"{three}:{A}", f"{three}:{B}").ground.warnings)

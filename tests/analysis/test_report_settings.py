@@ -8,6 +8,7 @@ from log_tree import Planned, metrics_row, write_campaign
 from retrain.analysis.closing import shared_notes
 from retrain.analysis.pooling import pool
 from retrain.analysis.records import read_campaign
+from retrain.analysis.report import write_report
 from retrain.analysis.settings import ReportSettings
 from retrain.analysis.summary import all_pairs, compare
 from retrain.cli import main
@@ -168,6 +169,57 @@ def test_campaigns_of_another_design_do_not_pool(tmp_path, change, message):
     one, two = make("one"), make("two", seed=1 if change else 0, **change)
     with pytest.raises(InputError, match=message):
         pool([one, two], tmp_path, chosen=False)
+
+
+def test_campaigns_with_other_contents_do_not_pool(tmp_path):
+    def make(name, seed, data):
+        runs = [Planned(label, seed, {"after": 0.5, "contents": {"data": data}}) for label in "ab"]
+        return read_campaign(write_campaign(tmp_path / name, runs, report={}))
+
+    one, same, other = make("one", 0, "x"), make("two", 1, "x"), make("three", 2, "y")
+    assert pool([one, same], tmp_path, chosen=False).seeds == (0, 1)
+    message = 'the problems of a have content "x" in the first and "y" in the second'
+    with pytest.raises(InputError, match=message):
+        pool([one, other], tmp_path, chosen=False)
+
+
+def test_runs_that_are_not_what_was_planned_are_told(tmp_path):
+    contents = {"data": "x", "reward": "r"}
+    runs = [
+        Planned(label, seed, {"after": 0.5, "contents": {**contents, "data": data}})
+        for label in "ab"
+        for seed, data in enumerate("xxy")
+    ]
+    folder = write_campaign(tmp_path / "c", runs, report={}, contents=contents)
+    (note,) = compare(read_campaign(folder)).unlike
+    assert note.startswith(
+        "The problems changed while the campaign was trained: 2 runs (a_s2, b_s2) have not"
+    )
+    assert note in shared_notes(compare(read_campaign(folder)))
+    assert note in write_report(folder).markdown.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({}, True), ({"device": "cuda"}, False), ({"engine": "vllm"}, False)]
+)
+def test_one_model_that_answers_otherwise_before_training_is_told(tmp_path, change, told):
+    """Unless it was on another device, or behind a server."""
+    runs = [
+        Planned(label, seed, {"after": 0.5, "before": 0.4 if (label, seed) == ("b", 1) else 0.3})
+        for label in "ab"
+        for seed in range(3)
+    ]
+    folder = write_campaign(tmp_path / "c", runs, report={})
+    record = folder / "runs" / "b_s1" / "run.json"
+    record.write_text(record.read_text().replace('"cpu"', f'"{change.get("device", "cpu")}"'))
+    config = folder / "runs" / "b_s1" / "config.toml"
+    engine = change.get("engine", "local")
+    config.write_text(config.read_text() + f'[inference]\nengine = "{engine}"\n')
+    notes = compare(read_campaign(folder)).unlike
+    assert len(notes) == told
+    for note in notes:
+        assert note.startswith("Before training, a answered 30.0% of the held-out problems and b ")
+        assert "40.0% (seed 1)" in note
 
 
 def run(capsys, *arguments):

@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from retrain.analysis.alike import unlike
 from retrain.analysis.futility import dropped_pairs
 from retrain.analysis.multiplicity import benjamini_hochberg
 from retrain.analysis.paired import intention_to_treat, paired_differences, sign_flip_p
@@ -103,6 +104,8 @@ class Comparison:
     seeds: tuple[int, ...]
     conditions: tuple[ConditionSummary, ...]
     contrasts: tuple[PlannedContrast, ...]
+    unlike: tuple[str, ...] = ()
+    """What runs should have in common and have not."""
 
     @property
     def confidence(self) -> float:
@@ -182,6 +185,7 @@ def compare(
         seeds=seeds,
         conditions=tuple(summaries[label] for label in labels),
         contrasts=_contrasts(chosen, campaign, summaries, reader),
+        unlike=unlike(campaign),
     )
 
 
