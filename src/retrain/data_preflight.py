@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from retrain.analysis.words import plural
@@ -70,29 +70,16 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         )
 
 
-def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
-    """That a file or folder is not there, and which of `names` could be meant."""
-    matches = near(name, names)
-    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
-
-
 def _lacks_a_file(found: Findings, condition: Condition, run: RunConfig) -> bool:
-    if run.data.source not in ("jsonl", "parquet"):
-        return False
+    from retrain.tasks.reading import ENDINGS, shards
+
+    data = run.data
     lacking = False
-    for key in _FILE_KEYS:
-        text = getattr(run.data, key)
-        path = Path(text)
-        if (not text and key != "path") or path.is_file():
-            continue
-        lacking = True
-        if path.is_dir():
-            message = f'{path} is a folder; name a file, or write source = "hub" to read it as a '
-            message += "copy of a data set"
-        else:
-            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            message = no_such("file", path, path.name, names)
-        found.error(condition, f"data.{key}", message)
+    for key in _FILE_KEYS if data.source in ENDINGS else ():
+        text, place = getattr(data, key), f"data.{key}"
+        if text or key == "path":
+            there = found.attempt(condition, place, partial(shards, text, data.source, place))
+            lacking = lacking or not there
     return lacking
 
 
@@ -124,13 +111,13 @@ def _try_task(
 
 def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:
     """The run's task; conditions with the same data share it, or what is wrong with it."""
-    from retrain.tasks.registry import build_task
+    from retrain.tasks.registry import needs_of, task_of
 
-    paths = run.plugins.search_paths
-    key = (run.data.model_dump_json(), *paths, run.model.model_dump_json())
+    tables = (run.data.model_dump_json(), run.model.model_dump_json(), repr(needs_of(run)))
+    key = (*tables, *run.plugins.search_paths)
     if key not in found.tasks:
         try:
-            found.tasks[key] = build_task(run.data, paths, model.prompt_tokens_batch, model.context)
+            found.tasks[key] = task_of(run, model.prompt_tokens_batch, model.context)
         except InputError as error:
             found.tasks[key] = error
     task = found.tasks[key]

@@ -15,9 +15,9 @@ from pathlib import Path
 from retrain.config.conditions import Condition
 from retrain.config.findings import written_key
 from retrain.config.load import LoadedConfig, Override, Reading, read_config
-from retrain.config.messages import show
+from retrain.config.messages import no_such, show
 from retrain.config.schema import RunConfig
-from retrain.data_preflight import check_task_and_model, no_such
+from retrain.data_preflight import check_task_and_model
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
 from retrain.tasks.task import Task
 from retrain.tracking.trackers import trackers_of

@@ -24,6 +24,8 @@ OTHER: dict[str, Any] = {
     "model.lora_targets": ["q_proj"],
     "model.dtype": "float32",
     "sepa.schedule": "auto",
+    "data.answer_pattern": "gsm8k",
+    "data.bad_rows": "skip",
     "loss.type": "ppo",
     "loss.aggregation": "sum",
     "loss.eps_low": 0.3,

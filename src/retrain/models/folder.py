@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from retrain.models.shape import ModelShape, context_of, weight_shapes
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_ENCODED_AT_ONCE = 256
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -32,7 +34,7 @@ class ModelFolder:
     context: int | None
     problems: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    _encode: Callable[[list[str]], list[int]] | None = field(default=None, repr=False)
+    _encode: Callable[[Iterable[str]], list[int]] | None = field(default=None, repr=False)
     _render: Callable[[Problem], str] | None = field(default=None, repr=False)
 
     @property
@@ -57,7 +59,7 @@ class ModelFolder:
         """`prompt_tokens` of many problems at once; None when they cannot be counted."""
         if self._encode is None or self._render is None:
             return None
-        return self._encode([self._render(problem) for problem in problems])
+        return self._encode(map(self._render, problems))
 
 
 def inspect(model: ModelConfig, base_dir: Path) -> ModelFolder:
@@ -137,13 +139,18 @@ def _template(path: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _encoder(path: Path) -> Callable[[list[str]], list[int]] | None:
+def _encoder(path: Path) -> Callable[[Iterable[str]], list[int]] | None:
     if not (path / "tokenizer.json").is_file():
         return None
 
-    def encode(texts: list[str]) -> list[int]:
-        encoded = tokenizer().encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding.ids) for encoding in encoded]
+    def encode(texts: Iterable[str]) -> list[int]:
+        lengths: list[int] = []
+        rest = iter(texts)
+        # What the library makes of a text takes many times its size.
+        while some := list(islice(rest, _ENCODED_AT_ONCE)):
+            encoded = tokenizer().encode_batch_fast(some, add_special_tokens=False)
+            lengths += [len(encoding.ids) for encoding in encoded]
+        return lengths
 
     @cache
     def tokenizer() -> Any:

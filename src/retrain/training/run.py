@@ -37,7 +37,7 @@ from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.policy import Policy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.prompts import counting
-from retrain.tasks.registry import build_task
+from retrain.tasks.registry import task_of
 from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
@@ -278,7 +278,7 @@ def assemble(
         condition=condition,
         config=config,
         policy=policy,
-        task=build_task(config.data, search_paths, counting(policy.codec), policy.context),
+        task=task_of(config, counting(policy.codec), policy.context),
         reward=build_reward(config.reward, search_paths, config.logging.log_dir),
         algorithm=algorithm,
         journal=Journal(
