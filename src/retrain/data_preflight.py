@@ -30,7 +30,7 @@ _FILE_KEYS = ("path", "held_out_path")
 def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) -> None:
     """Try the task, look into the model's folder, and measure the prompts."""
     from retrain.models.adapter_folder import adapter_problems
-    from retrain.models.folder import inspect, template_variables
+    from retrain.models.folder import chat_templates, inspect, template_variables, unknown_template
 
     model = inspect(run.model, found.loaded.base_dir)
     at_service = run.backend.backend != "local"
@@ -47,8 +47,13 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         )
     for problem in model.problems:
         found.error(condition, "model.model", problem)
-    if run.model.chat_template_args and model.path is not None and not model.problems:
-        known = template_variables(model.path)
+    name = run.model.chat_template
+    templates = chat_templates(model.path) if model.path else {}
+    if templates and name not in templates:
+        text = unknown_template(run.model.model, name, templates).partition(": ")[2]
+        found.error(condition, "model.chat_template", text)
+    elif run.model.chat_template_args and model.path is not None and not model.problems:
+        known = template_variables(model.path, name)
         for name in sorted(set(run.model.chat_template_args) - (known or set())):
             message = f"the chat template of {run.model.model} does not read {name}"
             hint = near(name, known or ())

@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "model.lora_targets": ["q_proj"],
     "model.dtype": "float32",
     "sepa.schedule": "auto",
+    "model.chat_template_date": "2026-01-31",
     "data.answer_pattern": "gsm8k",
     "data.bad_rows": "skip",
     "loss.type": "ppo",

@@ -32,6 +32,7 @@ from retrain.experiments.single import SingleResult, continue_single
 from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
+from retrain.models.folder import dated
 
 
 def resume(
@@ -98,6 +99,7 @@ def resume_run(
         raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
     else:
         config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+        config = dated(config, loaded.base_dir, before.model.chat_template_date)
     refuse_changes(
         differences(identity(before), config), allow_changes, what=str(record.data["name"])
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
-from retrain.config.schema import ModelConfig
+from retrain.config.schema import ModelConfig, RunConfig
 from retrain.models.shape import ModelShape, context_of, weight_shapes
 from retrain.types import Problem
 
@@ -44,11 +46,11 @@ class ModelFolder:
             return None
         return ModelShape.of(self.config, weight_shapes(self.path))
 
-    def with_arguments(self, arguments: Mapping[str, Any]) -> ModelFolder:
-        """The same model, its chat template with these arguments."""
-        if self.path is None or not arguments:
+    def rendering(self, model: ModelConfig) -> ModelFolder:
+        """The same folder, prompts made as `[model]` says."""
+        if self.path is None:
             return self
-        return replace(self, _render=_renderer(self.path, arguments))
+        return replace(self, _render=_renderer(self.path, model))
 
     def prompt_tokens(self, problem: Problem) -> int | None:
         """Tokens of the problem as a prompt; None when the folder does not allow to count."""
@@ -64,8 +66,23 @@ class ModelFolder:
 
 def inspect(model: ModelConfig, base_dir: Path) -> ModelFolder:
     """Look at a run's `[model]`."""
-    found = inspect_model(model.model, base_dir, model.revision)
-    return found.with_arguments(model.chat_template_args)
+    return inspect_model(model.model, base_dir, model.revision).rendering(model)
+
+
+def dated(run: RunConfig, base_dir: Path, day: str | None = None) -> RunConfig:
+    """`run` with the day that its chat template is told; unchanged when the template does not ask.
+
+    day: that on which the run began; today by default.
+    """
+    model = run.model
+    path = inspect_model(model.model, base_dir, model.revision).path
+    # What is not here yet may ask.
+    asks = path is None or "strftime_now" in (template_variables(path, model.chat_template) or ())
+    if model.chat_template_date or not asks:
+        return run
+    day = date.today().isoformat() if day is None else day
+    model = model.model_copy(update={"chat_template_date": day})
+    return run.model_copy(update={"model": model})
 
 
 @cache
@@ -103,7 +120,7 @@ def _inspect(path: Path) -> ModelFolder:
         return ModelFolder(path, None, tuple(problems))
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         problems.append(f"{path} has no tokenizer (tokenizer.json)")
-    elif _template(path) is None:
+    elif not chat_templates(path):
         problems.append(
             f"{path} has no chat template; add chat_template.jinja, or use the model's "
             "instruction-tuned version"
@@ -113,7 +130,9 @@ def _inspect(path: Path) -> ModelFolder:
         hint = "; it is a LoRA adapter, name the base model" if adapter else ""
         problems.append(f"{path} has no weights (*.safetensors){hint}")
     context = context_of(config)
-    return ModelFolder(path, context, tuple(problems), config, _encoder(path), _renderer(path))
+    return ModelFolder(path, context, tuple(problems), config, _encoder(path)).rendering(
+        ModelConfig()
+    )
 
 
 def _below(path: Path) -> str:
@@ -131,12 +150,37 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _template(path: Path) -> str | None:
+def chat_templates(path: Path) -> dict[str, str]:
+    """The chat templates of a folder by their names, of which one is mostly `default`."""
+    written = (_read_json(path / "tokenizer_config.json") or {}).get("chat_template")
+    found: dict[str, str] = {}
+    match written:
+        case str():
+            found["default"] = written
+        case list():
+            # As older models have several.
+            with contextlib.suppress(KeyError, TypeError):
+                found |= {str(each["name"]): str(each["template"]) for each in written}
+    files = {"default": path / "chat_template.jinja"}
+    files |= {file.stem: file for file in (path / "additional_chat_templates").glob("*.jinja")}
+    # Files come before what the tokenizer's config holds, and make it void.
+    texts = {name: _read_text(file) for name, file in files.items()}
+    beside = {name: text for name, text in texts.items() if text is not None}
+    return beside or found
+
+
+def unknown_template(where: str, name: str, known: Iterable[str]) -> str:
+    """That there is no chat template of this name."""
+    names = sorted(known)
+    remedy = f'write chat_template = "{names[0]}" or another of them in [model]'
+    return f"model.chat_template: {where} has no {name!r} but {', '.join(names)}; {remedy}"
+
+
+def _read_text(path: Path) -> str | None:
     try:
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    except OSError:
-        template = (_read_json(path / "tokenizer_config.json") or {}).get("chat_template")
-    return template if isinstance(template, str) else None
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _encoder(path: Path) -> Callable[[Iterable[str]], list[int]] | None:
@@ -161,23 +205,40 @@ def _encoder(path: Path) -> Callable[[Iterable[str]], list[int]] | None:
     return encode
 
 
-def template_variables(path: Path) -> set[str] | None:
-    """What the folder's chat template can be told, `messages` and the like among it; None without
-    a template that can be read."""
+def template_variables(path: Path, name: str) -> set[str] | None:
+    """What the folder's chat template of this name can be told, `messages` and the like among it;
+    None without a template that can be read."""
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        tree = ImmutableSandboxedEnvironment(extensions=_EXTENSIONS).parse(_template(path) or "")
+        tree = ImmutableSandboxedEnvironment(extensions=_EXTENSIONS).parse(
+            chat_templates(path).get(name, "")
+        )
     except TemplateError:
         return None
     return set(meta.find_undeclared_variables(tree))
 
 
+def on_day(template: str, day: str) -> str:
+    """A chat template for which time stands still: one that calls `strftime_now` has a macro of
+    that name, as newer transformers hand no function to a template.
+
+    day: ISO; empty for today.
+    """
+    if "strftime_now" not in template:
+        return template
+    now = datetime.fromisoformat(day) if day else datetime.now()
+    forms = [f"%{flag}{letter}" for letter in "aAbBcdHIjmMpSuUVwWxXyYGZz" for flag in ("-", "")]
+    changes = "".join(f"|replace({form!r}, {now.strftime(form)!r})" for form in forms)
+    macro = "{% macro strftime_now(form) %}{{ form" + changes + " }}{% endmacro %}{{ '' }}"
+    return macro + template
+
+
 _EXTENSIONS = ["jinja2.ext.loopcontrols"]
 
 
-def _renderer(path: Path, arguments: Mapping[str, Any] | None = None) -> Callable[[Problem], str]:
+def _renderer(path: Path, model: ModelConfig) -> Callable[[Problem], str]:
     """Prompt text through the chat template; without one that works, the bare messages."""
 
     @cache
@@ -187,13 +248,14 @@ def _renderer(path: Path, arguments: Mapping[str, Any] | None = None) -> Callabl
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS
         )
-        return environment.from_string(_template(path) or "")
+        text = chat_templates(path).get(model.chat_template, "")
+        return environment.from_string(on_day(text, model.chat_template_date))
 
     def render(problem: Problem) -> str:
         bare = "".join(message["content"] for message in problem.messages)
         try:
             text = template().render(
-                messages=problem.messages, add_generation_prompt=True, **(arguments or {})
+                messages=problem.messages, add_generation_prompt=True, **model.chat_template_args
             )
         except Exception:
             # Templates may use extensions that only transformers provides; a count of the bare

@@ -121,7 +121,7 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
     module.requires_grad_(False)
     module.eval()
     module.to(device)
-    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
+    codec = ChatCodec.of(tokenizer, ends, model)
     return BaseModel(module, codec, model.model)
 
 
