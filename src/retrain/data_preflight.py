@@ -3,6 +3,7 @@ prompts and completions fit. Nothing is downloaded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from retrain.config.load import EMBEDDED
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
+from retrain.tasks.conversation import short
 from retrain.types import Problem
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 PROBED_PROBLEMS = 64
 """Problems whose prompts are measured where a task has no end."""
 
+_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{3,}")
+_PROSE = 5
+"""Words, commands of LaTeX aside, of which an answer has fewer."""
 _FILE_KEYS = ("path", "held_out_path")
 
 
@@ -111,6 +116,7 @@ def _try_task(
         for key, note in task.notes:
             found.warn(condition, key, note)
         _measure(found, condition, run, model, task.prompt_tokens or ())
+        _references(found, condition, run, [*task.train, *task.all_held_out])
     return [*problems, *held_out]
 
 
@@ -129,6 +135,29 @@ def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:
     if isinstance(task, InputError):
         raise task
     return task
+
+
+def _references(
+    found: Findings, condition: Condition, run: RunConfig, problems: Sequence[Problem]
+) -> None:
+    """Warn of references that are worked solutions, which no answer in a box equals."""
+    from retrain.rewards.match import last_boxed
+
+    types = {run.reward.type, *(component.type for component in run.reward.components)}
+    if not types & {"match", "math"}:
+        return
+    solutions = [p.answer for p in problems if last_boxed(p.answer) is None and _is_prose(p.answer)]
+    if solutions:
+        message = (
+            f"{plural(len(solutions), 'reference')} of {len(problems)} are whole solutions without "
+            f"a box, which no answer equals, e.g. {short(solutions[0])}; say what of it is the "
+            'answer: answer_pattern = "gsm8k" (what follows ####), or a regular expression'
+        )
+        found.warn(condition, "data.answer_pattern", message)
+
+
+def _is_prose(answer: str) -> bool:
+    return "####" in answer or len(_WORD.findall(answer)) >= _PROSE
 
 
 def _measure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrain.config.conditions import Condition
@@ -19,6 +19,7 @@ from retrain.config.messages import no_such, show
 from retrain.config.schema import RunConfig
 from retrain.data_preflight import check_task_and_model
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
+from retrain.tasks.problems import ProblemListTask
 from retrain.tasks.task import Task
 from retrain.tracking.trackers import trackers_of
 
@@ -53,7 +54,9 @@ def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfi
     issues = [*reading.issues, *found.issues]
     if issues:
         raise ConfigError(issues)
-    return reading.loaded, [*reading.loaded.warnings, *found.warnings]
+    sizes = [task.nbytes for task in found.tasks.values() if isinstance(task, ProblemListTask)]
+    loaded = replace(reading.loaded, data_bytes=max(sizes, default=0))
+    return loaded, [*loaded.warnings, *found.warnings]
 
 
 def check_data(loaded: LoadedConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,16 @@ def test_parquet_gaps_and_messages_of_unlike_fields(tmp_path: Path) -> None:
         f"{tmp_path / 'x.parquet'}: 1 row left out: has no answer",
         f"{tmp_path / 'x.parquet'}: 1 row left out: has no prompt",
     ]
+
+
+def test_columns_that_nothing_uses_are_not_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", guru_rows(3))
+    fields = Fields("prompt", "reward_model.ground_truth", "ability", strict=False, metadata=False)
+    rows = reading.rows_of([path], "parquet", "data.path", fields.columns)
+    assert {name for _, row in rows for name in row} == {"prompt", "reward_model", "ability"}
+    misspelt = replace(fields, prompt="promt")
+    rows = reading.rows_of([path], "parquet", "data.path", misspelt.columns)
+    assert "pass_rate" in next(rows)[1]
 
 
 def test_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:

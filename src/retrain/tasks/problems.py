@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from retrain import seeding
 from retrain.analysis.words import plural
@@ -13,6 +15,8 @@ from retrain.errors import InputError
 from retrain.types import Problem
 
 HELD_OUT_SHARE = 0.1
+_INDEX_BYTES = 400
+"""What finds repeated rows, and remembers the length of a prompt, for each problem."""
 
 Note = tuple[str, str]
 """(config key, what the user should know of it)."""
@@ -38,7 +42,7 @@ class Wanted:
     def more(self) -> Wanted:
         """So much more that few rounds come to the end of any data set."""
         counts = (self.train, self.held_out)
-        train, held_out = (None if most is None else 4 * most + 64 for most in counts)
+        train, held_out = (None if most is None else 4 * most for most in counts)
         return replace(self, train=train, held_out=held_out)
 
 
@@ -74,6 +78,12 @@ class ProblemListTask:
     def all_held_out(self) -> tuple[Problem, ...]:
         """All held-out problems."""
         return self._held_out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of main memory that the problems take at most: while they are read, and then."""
+        problems = (*self._train, *self._held_out)
+        return sum(map(_size, problems)) + _INDEX_BYTES * len(problems)
 
     def train_batch(self, seed: int, step: int, batch_size: int) -> list[Problem]:
         """The step's problems. An epoch is as many whole batches as the list holds; the few
@@ -130,6 +140,19 @@ class ProblemListTask:
         task.notes = (*self.notes, *notes)
         task.whole = self.whole
         return task
+
+
+def _size(value: Any) -> int:
+    match value:
+        case Problem():
+            parts: Iterable[Any] = (value.id, value.prompt, value.answer, value.metadata)
+        case Mapping():
+            parts = value.values()
+        case list() | tuple():
+            parts = value
+        case _:
+            parts = ()
+    return sys.getsizeof(value) + sum(map(_size, parts))
 
 
 def split_by_id(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
