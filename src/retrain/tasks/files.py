@@ -50,8 +50,7 @@ def read_file_task(data: DataConfig, wanted: Wanted = Wanted()) -> ProblemListTa
         )
     task = ProblemListTask(_name(Path(path)), main.train, held_out, data.shuffle)
     task.whole = all(part.whole for part in parts)
-    task = task.noted(("data.path", note) for note in notes)
-    return task if Fields.of(data).strict and not data.held_out_path else task.apart()
+    return task.noted(("data.path", note) for note in notes).apart()
 
 
 def _because(notes: list[str]) -> str:
