@@ -3,9 +3,10 @@ prompts and completions fit. Nothing is downloaded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from retrain.analysis.words import plural
@@ -13,6 +14,7 @@ from retrain.config.load import EMBEDDED
 from retrain.config.messages import near, show
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError, RetrainError
+from retrain.tasks.conversation import short
 from retrain.types import Problem
 
 if TYPE_CHECKING:
@@ -29,13 +31,16 @@ SHOWN_REFERENCE = 80
 ENOUGH_EMBEDDED = 64
 """Tokens in which the embedded model solves the embedded task."""
 
+_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{3,}")
+_PROSE = 5
+"""Words, commands of LaTeX aside, of which an answer has fewer."""
 _FILE_KEYS = ("path", "held_out_path")
 
 
 def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) -> None:
     """Try the task, look into the model's folder, and measure the prompts."""
     from retrain.models.adapters.initial import adapter_problems
-    from retrain.models.folder import inspect, template_variables
+    from retrain.models.folder import chat_templates, inspect, template_variables, unknown_template
     from retrain.models.shape import experts_of, longrope_limit
 
     model = inspect(run.model, found.loaded.base_dir)
@@ -53,8 +58,13 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         )
     for problem in model.problems:
         found.error(condition, "model.model", problem)
-    if run.model.chat_template_args and model.path is not None and not model.problems:
-        known = template_variables(model.path)
+    name = run.model.chat_template
+    templates = chat_templates(model.path) if model.path else {}
+    if templates and name not in templates:
+        text = unknown_template(run.model.model, name, templates).partition(": ")[2]
+        found.error(condition, "model.chat_template", text)
+    elif run.model.chat_template_args and model.path is not None and not model.problems:
+        known = template_variables(model.path, name)
         for name in sorted(set(run.model.chat_template_args) - (known or set())):
             message = f"the chat template of {run.model.model} does not read {name}"
             hint = near(name, known or ())
@@ -128,29 +138,16 @@ def _adapter(found: Findings, condition: Condition, run: RunConfig, model: Model
             found.warn(condition, "model.model", message)
 
 
-def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
-    """That a file or folder is not there, and which of `names` could be meant."""
-    matches = near(name, names)
-    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
-
-
 def _lacks_a_file(found: Findings, condition: Condition, run: RunConfig) -> bool:
-    if run.data.source not in ("jsonl", "parquet"):
-        return False
+    from retrain.tasks.reading import ENDINGS, shards
+
+    data = run.data
     lacking = False
-    for key in _FILE_KEYS:
-        text = getattr(run.data, key)
-        path = Path(text)
-        if (not text and key != "path") or path.is_file():
-            continue
-        lacking = True
-        if path.is_dir():
-            message = f'{path} is a folder; name a file, or write source = "hub" to read it as a '
-            message += "copy of a data set"
-        else:
-            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            message = no_such("file", path, path.name, names)
-        found.error(condition, f"data.{key}", message)
+    for key in _FILE_KEYS if data.source in ENDINGS else ():
+        text, place = getattr(data, key), f"data.{key}"
+        if text or key == "path":
+            there = found.attempt(condition, place, partial(shards, text, data.source, place))
+            lacking = lacking or not there
     return lacking
 
 
@@ -177,6 +174,7 @@ def _try_task(
         for key, note in task.notes:
             found.warn(condition, key, note)
         _measure(found, condition, run, model, task.prompt_tokens or ())
+        _references(found, condition, run, [*task.train, *task.all_held_out])
     return [*problems, *held_out]
 
 
@@ -218,19 +216,42 @@ def check_references(found: Findings, condition: Condition, run: RunConfig) -> N
 
 def _task(found: Findings, run: RunConfig, model: ModelFolder) -> Task:
     """The run's task; conditions with the same data share it, or what is wrong with it."""
-    from retrain.tasks.registry import build_task
+    from retrain.tasks.registry import needs_of, task_of
 
-    paths = run.plugins.search_paths
-    key = (run.data.model_dump_json(), *paths, run.model.model_dump_json())
+    tables = (run.data.model_dump_json(), run.model.model_dump_json(), repr(needs_of(run)))
+    key = (*tables, *run.plugins.search_paths)
     if key not in found.tasks:
         try:
-            found.tasks[key] = build_task(run.data, paths, model.prompt_tokens_batch, model.context)
+            found.tasks[key] = task_of(run, model.prompt_tokens_batch, model.context)
         except InputError as error:
             found.tasks[key] = error
     task = found.tasks[key]
     if isinstance(task, InputError):
         raise task
     return task
+
+
+def _references(
+    found: Findings, condition: Condition, run: RunConfig, problems: Sequence[Problem]
+) -> None:
+    """Warn of references that are worked solutions, which no answer in a box equals."""
+    from retrain.rewards.match import last_boxed
+
+    types = {run.reward.type, *(component.type for component in run.reward.components)}
+    if not types & {"match", "math"}:
+        return
+    solutions = [p.answer for p in problems if last_boxed(p.answer) is None and _is_prose(p.answer)]
+    if solutions:
+        message = (
+            f"{plural(len(solutions), 'reference')} of {len(problems)} are whole solutions without "
+            f"a box, which no answer equals, e.g. {short(solutions[0])}; say what of it is the "
+            'answer: answer_pattern = "gsm8k" (what follows ####), or a regular expression'
+        )
+        found.warn(condition, "data.answer_pattern", message)
+
+
+def _is_prose(answer: str) -> bool:
+    return "####" in answer or len(_WORD.findall(answer)) >= _PROSE
 
 
 def _measure(

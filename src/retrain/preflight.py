@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrain.config.conditions import Condition
 from retrain.config.findings import written_key
 from retrain.config.load import LoadedConfig, Override, Reading, read_config
-from retrain.config.messages import show
+from retrain.config.messages import no_such, show
 from retrain.config.sameness import same_conditions
 from retrain.config.schema import RunConfig
-from retrain.data_preflight import check_references, check_task_and_model, no_such
+from retrain.data_preflight import check_references, check_task_and_model
 from retrain.errors import ConfigError, ConfigIssue, InputError, RetrainError
 from retrain.experiments.memory import has_gpu
 from retrain.files import expanded
+from retrain.tasks.problems import ProblemListTask
 from retrain.tasks.task import Task
 from retrain.tracking.trackers import trackers_of
 
@@ -56,8 +57,10 @@ def check_reading(reading: Reading, *, begun: bool = False) -> tuple[LoadedConfi
     issues = [*reading.issues, *found.issues]
     if issues:
         raise ConfigError(issues)
-    same = same_conditions(reading.loaded.conditions)
-    return reading.loaded, [*reading.loaded.warnings, *same, *found.warnings]
+    sizes = [task.nbytes for task in found.tasks.values() if isinstance(task, ProblemListTask)]
+    loaded = replace(reading.loaded, data_bytes=max(sizes, default=0))
+    same = same_conditions(loaded.conditions)
+    return loaded, [*loaded.warnings, *same, *found.warnings]
 
 
 def check_data(loaded: LoadedConfig) -> list[str]:

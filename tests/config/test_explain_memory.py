@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from retrain.config.explain_memory import memory_rows
+from retrain.config.load import read_mapping
 from retrain.config.schema import RunConfig
 from retrain.experiments import memory
+from retrain.preflight import check_reading
 
 GIB = 2**30
 
@@ -86,6 +88,24 @@ def test_more_than_there_is_is_said(qwen3_4b: str) -> None:
     text = dict(memory_rows(of(qwen3_4b, None)))
     assert text["memory"].endswith("at a worker's peak")
     assert "weights 7.5 GiB" in text["  always"]
+
+
+def test_the_problems_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}" + "x" * 100, "answer": "1"} for i in range(8000)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tables: dict[str, Any] = {
+        "data": {"source": "jsonl", "path": "x.jsonl"},
+        "training": {"max_tokens": 32},
+    }
+    loaded, _ = check_reading(read_mapping(tables, base_dir=tmp_path))
+    # A problem, its id, prompt, answer and empty metadata, and what finds it again.
+    assert 8000 * 700 < loaded.data_bytes < 8000 * 1100
+    run = loaded.run_config(loaded.conditions[0], 1)
+    with_data, without = (memory.run_memory(run, tmp_path, size) for size in (2**23, 0))
+    assert with_data is not None
+    assert without is not None
+    assert with_data["peak"]["total"] - without["peak"]["total"] == 2**23
+    assert dict(memory_rows(with_data))["  and"] == "problems 8 MiB of main memory"
 
 
 def test_a_model_that_is_not_here_is_not_guessed() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
+from retrain.tasks import reading
 from retrain.tasks.files import read_file_task
 from retrain.tasks.problems import ProblemListTask
 from retrain.tasks.rows import Fields, answer_text, collect, look_up, problem_id
@@ -83,7 +87,18 @@ def test_ids_of_problems_without_one_never_change(tmp_path: Path) -> None:
         (['{"prompt": [{"role": "user"}], "answer": "1"}'], "a message of `prompt`"),
         (['{"prompt": "x", "answer": "1", "split": "test"}'], "`split` is 'test'"),
         (['{"prompt": "x", "answer": "1", "metadata": 3}'], "`metadata` must be an object"),
-        (['{"prompt": "x", "answer": "1"}'] * 2, "is already on line 1"),
+        (
+            ['{"prompt": "x", "answer": "1"}', '{"prompt": "x", "answer": "2"}'],
+            "is already on line 1, with the same prompt and another answer",
+        ),
+        (
+            ['{"prompt": "x", "answer": "1"}', '{"prompt": "y", "prompt": "z", "answer": "1"}'],
+            "line 2: the key 'prompt' stands twice",
+        ),
+        (['{"prompt": "a \\ud83d", "answer": "1"}'], r"line 1: \\ud83d is half of a character"),
+        (['{"prompt": "x", "answer": "' + "1" * 9 + '", "metadata": ' + "[" * 9999], "too deep"),
+        (['{"prompt": "' + "x" * 1_000_001 + '", "answer": "1"}'], "1,000,001 characters long"),
+        (['{"prompt": "x", "answer": "NotFound"}'], "which stands for none"),
         (
             ['{"prompt": "x", "answer": "1", "split": "train"}', '{"prompt": "y", "answer": "1"}'],
             "give it to all lines or to none",
@@ -149,11 +164,154 @@ def test_a_misspelt_field_is_named(tmp_path: Path, keys: dict[str, str], message
         jsonl(write_jsonl(tmp_path / "x.jsonl", row), **keys)
 
 
-def test_a_conversation_that_ends_with_the_answer_is_refused(tmp_path: Path) -> None:
-    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
-    path = write_jsonl(tmp_path / "x.jsonl", {"messages": chat, "answer": "2"})
-    with pytest.raises(InputError, match="ends with a message of the assistant"):
-        jsonl(path, prompt_key="messages")
+def test_what_the_assistant_answers_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is 2"}]
+    other = [{"role": "user", "content": "1+2?"}, *chat[1:], *chat[1:]]
+    rows = [{"messages": chat, "answer": "2"}, {"messages": json.dumps(other)}]
+    task = jsonl(write_jsonl(tmp_path / "x.jsonl", *rows), prompt_key="messages")
+    found = {p.messages[-1]["content"]: p for p in everything(task).values()}
+    assert {prompt: p.answer for prompt, p in found.items()} == {"1+1?": "2", "1+2?": "It is 2"}
+    assert {len(p.messages) for p in found.values()} == {1}
+    assert task.notes[0][1].endswith(
+        "2 rows end with a message of the assistant, which is no part of the prompt; it is the "
+        "reference of 1"
+    )
+    path = write_jsonl(tmp_path / "y.jsonl", {"prompt": chat[1:], "answer": "2"})
+    with pytest.raises(InputError, match="nothing but messages of the assistant"):
+        jsonl(path)
+
+
+CONTRADICTING = [
+    {"prompt": "a", "answer": "1"},
+    {"prompt": "b", "answer": "1"},
+    {"prompt": "a", "answer": "2"},
+    {"prompt": "b", "answer": "1"},
+    {"prompt": "a", "answer": "3"},
+    {"prompt": "c", "answer": " "},
+    {"prompt": "d", "answer": "proof"},
+    {"prompt": "e", "answer": "5"},
+    {"prompt": "", "answer": "5"},
+    *({"prompt": f"g{i}", "answer": None} for i in range(9)),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_all_bad_rows_are_told_at_once_or_left_out_and_counted(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    (write_jsonl(path, *CONTRADICTING) if kind == "jsonl" else write_parquet(path, CONTRADICTING))
+    other = tmp_path / f"y.{kind}"
+    rows = [{"prompt": "h", "answer": "6"}, {"prompt": "i", "answer": None}]
+    (write_jsonl(other, *rows) if kind == "jsonl" else write_parquet(other, rows))
+    keys = {"source": kind, "path": str(path), "held_out_path": str(other)}
+    with pytest.raises(InputError) as caught:
+        read_file_task(DataConfig(**keys))
+    lines = str(caught.value).split("\n")
+    unit = "line" if kind == "jsonl" else "row"
+    assert lines[0] == "data.path: 15 rows cannot be used:"
+    assert lines[1].startswith(f"  {path}, {unit} 3: id ")
+    assert lines[1].endswith(f" is already on {unit} 1, with the same prompt and another answer")
+    assert lines[-2] == "  … and 3 more"
+    assert lines[-1] == 'write bad_rows = "skip" to leave such rows out, counted'
+    assert len(lines) == 1 + 12 + 2
+    task = read_file_task(DataConfig(**keys, bad_rows="skip"))
+    # Of the three answers to "a" none is known to be the right one.
+    assert [p.prompt for p in task.train] == ["b", "e"]
+    assert [p.prompt for p in task.all_held_out] == ["h"]
+    assert {text.split(": ", 1)[1] for _, text in task.notes} == {
+        "1 row left out: repeats the prompt and the answer of an earlier one",
+        "3 rows left out: has the id of another one, or its prompt with another answer",
+        "11 rows left out: has no answer",
+        "1 row left out: has no prompt",
+        "1 row left out: has no answer",
+    }
+
+
+def test_a_split_of_their_own(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "answer": "1", "split": "main"} for i in range(40)]
+    path = write_jsonl(tmp_path / "x.jsonl", *rows)
+    with pytest.raises(InputError, match=r"`split` is 'main'.*split_key = \"\" in \[data\]"):
+        jsonl(path)
+    assert len(everything(jsonl(path, split_key=""))) == 40
+
+
+def test_lists_shards_and_compressed_files(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "answer": str(i), "domain": "é"} for i in range(9)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.json").write_text("\ufeff" + json.dumps(rows[:3], indent=2, ensure_ascii=False))
+    write_jsonl(folder / "b.jsonl", *rows[3:5])
+    with gzip.open(folder / "c.jsonl.gz", "wt") as file:
+        file.write("\n".join(map(json.dumps, rows[5:])))
+    (folder / "notes.txt").write_text("no data")
+    for path in (folder, folder / "*.json*", tmp_path / "**" / "?.json*"):
+        task = jsonl(path)
+        assert {p.answer for p in everything(task).values()} == set("012345678")
+    assert {p.domain for p in everything(task).values()} == {"é"}
+    assert (jsonl(folder).name, jsonl(folder / "c.jsonl.gz").name) == ("data", "c")
+    write_jsonl(folder / "d.jsonl", rows[0] | {"answer": "7"})
+    with pytest.raises(InputError, match=r"data, d\.jsonl, line 1: .* already on a\.json, line 2,"):
+        jsonl(folder)
+    for i in range(2):
+        write_parquet(tmp_path / "p" / f"{i}.parquet", rows[5 * i : 5 * i + 5])
+    assert len(everything(parquet(tmp_path / "p"))) == 9
+    with pytest.raises(InputError, match=r"data\.path: no file is called like"):
+        jsonl(folder / "*.csv")
+    with pytest.raises(InputError, match=r"is a folder without files that end in \.parquet"):
+        parquet(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n {"prompt": "x", "answer": "1"},\n {"prompt": "y" "answer"}]', "line 3: not JSON"),
+        ('[\n {"prompt": "x", "answer": "1"},\n {"prompt": "y"', "line 3: not JSON"),
+        ('[\n {"prompt": "x", "answer": "1"},\n {"prompt": "y"}]', "line 3: `answer` is missing"),
+        ('{\n "prompt": "x",\n "answer": "1"}', "holds one object over many lines"),
+    ],
+)
+def test_bad_lists_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        jsonl(tmp_path / "x.json")
+
+
+def test_a_list_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", 7)
+    rows = [{"prompt": f"é{i}", "answer": [str(i), "]"][i % 2]} for i in range(20)]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    found = list(reading.rows_of([path], "jsonl", "data.path", lambda names: None))
+    assert found == [(f"line {2 + 4 * i}", row) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answers"),
+    [
+        ("gsm8k", ["1234", "-7"]),
+        (r"#### (.+)", ["1,234", "-7"]),
+        (r"(-?\d[\d,]*)", ["1,234", "-7"]),
+        ("boxed", [r"\frac{1}{2}", "3"]),
+    ],
+)
+def test_the_answer_in_a_solution(tmp_path: Path, pattern: str, answers: list[str]) -> None:
+    solutions = ["1200 + 34\n#### 1,234", "2 - 9 = -7\n#### -7 "]
+    if pattern == "boxed":
+        solutions = [r"\boxed{1}, no: $\boxed{\frac{1}{2}}$.", r"\boxed{3}"]
+    rows = [{"prompt": text, "answer": text} for text in solutions]
+    task = jsonl(write_jsonl(tmp_path / "x.jsonl", *rows), answer_pattern=pattern)
+    found = {p.prompt: p.answer for p in everything(task).values()}
+    assert [found[text] for text in solutions] == answers
+    with pytest.raises(InputError, match="line 1: answer_pattern finds nothing in `answer`"):
+        jsonl(
+            write_jsonl(tmp_path / "y.jsonl", {"prompt": "a", "answer": "x"}),
+            answer_pattern="boxed",
+        )
+
+
+def test_a_pattern_has_one_group() -> None:
+    for pattern, message in (("(a", "no regular expression"), ("a", "has 0 groups")):
+        with pytest.raises(ValidationError, match=message):
+            DataConfig(answer_pattern=pattern)
 
 
 def test_parquet_as_verl_and_guru_have_it(tmp_path: Path) -> None:
@@ -179,16 +337,26 @@ def test_parquet_as_verl_and_guru_have_it(tmp_path: Path) -> None:
 def test_parquet_gaps_and_messages_of_unlike_fields(tmp_path: Path) -> None:
     rows = [
         {"prompt": [{"role": "user", "content": "a", "name": None}], "answer": 1.0},
-        {"prompt": [{"role": "user", "content": "b", "name": "x"}], "answer": None},
+        {"prompt": [{"role": "user", "content": "b", "name": None}], "answer": None},
         {"prompt": None, "answer": 3.0},
         {"prompt": [{"role": "user", "content": "c", "name": None}], "answer": 2.5},
     ]
-    task = parquet(write_parquet(tmp_path / "x.parquet", rows))
+    task = parquet(write_parquet(tmp_path / "x.parquet", rows), bad_rows="skip")
     assert sorted(p.answer for p in everything(task).values()) == ["1", "2.5"]
     assert [note for _, note in task.notes] == [
         f"{tmp_path / 'x.parquet'}: 1 row left out: has no answer",
         f"{tmp_path / 'x.parquet'}: 1 row left out: has no prompt",
     ]
+
+
+def test_columns_that_nothing_uses_are_not_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", guru_rows(3))
+    fields = Fields("prompt", "reward_model.ground_truth", "ability", strict=False, metadata=False)
+    rows = reading.rows_of([path], "parquet", "data.path", fields.columns)
+    assert {name for _, row in rows for name in row} == {"prompt", "reward_model", "ability"}
+    misspelt = replace(fields, prompt="promt")
+    rows = reading.rows_of([path], "parquet", "data.path", misspelt.columns)
+    assert "pass_rate" in next(rows)[1]
 
 
 def test_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -212,7 +380,7 @@ def test_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
         ),
         ([{"prompt": "a", "answer": [1, 2]}], "row 1: `answer` must be text or a number"),
         ([{"prompt": 3, "answer": "1"}], "row 1: `prompt` must be text"),
-        ([{"prompt": "a", "answer": None}], "no training problem"),
+        ([{"prompt": "a", "answer": None}], "row 1: `answer` must be text or a number"),
         ([{"prompt": "a", "answer": "1", "split": "test"}], "row 1: `split` is 'test'"),
     ],
 )
@@ -358,8 +526,9 @@ def test_dots_and_lists() -> None:
     )
 )
 def test_every_different_row_is_kept_once(rows: list[dict[str, str]]) -> None:
-    fields = Fields(strict=False, skip_empty=True)
-    found = collect(((f"row {i}", row) for i, row in enumerate(rows)), fields, "data.path", "x")
+    fields = Fields(strict=False)
+    places = ((f"row {i}", row) for i, row in enumerate(rows))
+    found = collect(places, fields, "data.path", "x", "train")
     assert [p.id for p in found.problems] == list(dict.fromkeys(row["id"] for row in rows))
 
 

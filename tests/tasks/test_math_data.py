@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from retrain.config.data import DataConfig
 from retrain.config.load import read_mapping
 from retrain.errors import InputError
 from retrain.tasks.hendrycks import INSTRUCTION
-from retrain.tasks.problems import ProblemListTask
+from retrain.tasks.problems import ProblemListTask, Wanted
 from retrain.tasks.registry import build_task
 from tests.tasks.data_sets import MATH_SUBJECTS, guru_rows, write_math, write_parquet
 from tests.tasks.hub_server import COMMIT, serving
@@ -93,6 +94,10 @@ def test_a_local_copy_of_any_data_set(tmp_path: Path) -> None:
     assert {p.answer for p in task.train} == {str(2 * i) for i in range(28)}
     assert len(built(**keys, split="train[:7]", held_out_split="test").train) == 7
     assert built(**keys).all_held_out
+    few = build_task(DataConfig(**keys, max_examples=3), wanted=Wanted(3, 1, metadata=False))
+    assert isinstance(few, ProblemListTask)
+    assert (len(few.train), few.whole, few.train[0].metadata) == (3, False, {})
+    assert few.train == tuple(replace(p, metadata={}) for p in built(**keys).train[:3])
     with pytest.raises(InputError, match=r'data\.held_out_split: .* no split "tets"; it has train'):
         built(**keys, held_out_split="tets")
     with pytest.raises(InputError, match=r"data\.split: \"train\[oops\]\""):

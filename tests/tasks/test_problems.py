@@ -63,6 +63,7 @@ def test_registry(tmp_path: Path) -> None:
         "def sized(data):\n"
         "    return [Problem(str(i), 'q', 'a') for i in range(data.max_examples or 40)]\n"
         "def twice():\n    return [Problem('same', 'q', 'a')] * 2\n"
+        "def cut():\n    return [Problem('p', 'a \\ud83d', '1')]\n"
         "def number():\n    return 3\n"
         "def unwritten():\n    return [Problem('p7', 'q', 0.5)]\n"
         "class Whole:\n    held_out = print\n"
@@ -77,6 +78,7 @@ def test_registry(tmp_path: Path) -> None:
         ("arithmetics", "did you mean arithmetic"),
         ("own_task_module.lister", "did you mean listed"),
         ("own_task_module.twice", "two problems with one id"),
+        ("own_task_module.cut", "text cannot be encoded: surrogates not allowed"),
         ("own_task_module.number", "returned int"),
         ("own_task_module.unwritten", "problem p7 has the answer 0.5; text is wanted"),
         ("own_task_module.Whole", "problem p7 has the answer 7; text is wanted"),

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 
 from retrain.config.data import DataConfig
 from retrain.config.load import read_mapping
+from retrain.config.schema import RunConfig
 from retrain.errors import ConfigError, InputError
 from retrain.models.codec import ChatCodec
 from retrain.models.folder import inspect_model
 from retrain.models.tiny import EMBEDDED_PATH
 from retrain.preflight import check_reading
 from retrain.tasks.arithmetic import ArithmeticTask
-from retrain.tasks.problems import ProblemListTask
+from retrain.tasks.problems import ProblemListTask, Wanted
 from retrain.tasks.prompts import addressed, counting, fitting
-from retrain.tasks.registry import build_task
+from retrain.tasks.registry import build_task, task_of
 from retrain.types import Message, Problem
 
 texts = st.text(max_size=8)
@@ -119,6 +120,40 @@ def test_max_examples_counts_what_stays(tmp_path: Path) -> None:
     assert not {"p0", "p1"} & {p.id for p in task.train}
 
 
+def test_max_examples_reads_no_more_than_it_needs(tmp_path: Path) -> None:
+    path = write(tmp_path, count=900, **{f"p{i}": "x" * 20 for i in range(60)})
+    keys = {"source": "jsonl", "path": str(path), "max_prompt_tokens": 9}
+    whole = build_task(DataConfig(**keys), (), characters)
+    with path.open("a") as file:
+        file.write("\n{this is not read")
+    wanted = Wanted(train=12, held_out=3)
+    task = build_task(DataConfig(**keys, max_examples=12), (), characters, None, wanted)
+    assert isinstance(task, ProblemListTask)
+    assert isinstance(whole, ProblemListTask)
+    assert not task.whole
+    assert task.train == whole.train[:12]
+    assert task.held_out(3) == whole.held_out(3)
+    with pytest.raises(InputError, match="line 901: not JSON"):
+        build_task(DataConfig(**keys, max_examples=900), (), characters, None, Wanted(900, 3))
+
+
+def test_only_what_is_used_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    row = {"prompt": "a", "answer": "1", "metadata": {"level": 3}}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "b", "answer": "1"}))
+    data = {"source": "jsonl", "path": str(path)}
+
+    def levels(**tables: object) -> list[object]:
+        run = RunConfig.model_validate({"data": data, **tables})
+        task = task_of(run)
+        assert isinstance(task, ProblemListTask)
+        return [p.metadata.get("level") for p in (*task.train, *task.all_held_out) if p.metadata]
+
+    assert levels() == []
+    assert levels(reward={"type": "custom", "custom_module": "m", "custom_function": "f"}) == [3]
+    assert levels(algorithm={"advantage_mode": "mine.advantage"}) == [3]
+
+
 def test_a_prompt_that_fills_the_context_is_refused_however_late_it_comes(tmp_path: Path) -> None:
     data = DataConfig(source="jsonl", path=str(write(tmp_path, p39="x" * 50)))
     assert build_task(data, (), characters, context=51)
@@ -206,6 +241,14 @@ def test_the_preflight_says_once_what_is_left_out(tmp_path: Path) -> None:
         "prompts are longer than 100 tokens",
         warning,
     )
+
+
+def test_the_preflight_tells_of_references_that_are_solutions(tmp_path: Path) -> None:
+    answers = ["3 * 4 = 12\n#### 12", "We add them, so the sum of both is 3.", r"\boxed{2}", "7"]
+    rows = [{"prompt": f"p{i}", "answer": answers[i % 4]} for i in range(100)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (warning,) = [w for w in preflight(tmp_path) if w.startswith("data.answer_pattern")]
+    assert "50 references of 100 are whole solutions without a box" in warning
 
 
 def test_the_preflight_refuses_what_no_step_could_sample(tmp_path: Path) -> None:

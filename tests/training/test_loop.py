@@ -239,7 +239,7 @@ def test_nan_logprobs_name_the_problem(tmp_path: Path) -> None:
     policy.adapter.params.fill_(float("nan"))
     with FolderLock(tmp_path).acquire() as lock:
         start = find_resume_point(tmp_path)
-        task = load_task(settings.data)
+        task = load_task(settings)
         run = assemble(settings, record, state, base, task, start, None, lambda: False, lock)
         with pytest.raises(DivergedError, match=r"step 0.*problem arithmetic"):
             train(replace(run, policy=policy))

@@ -34,7 +34,10 @@ READERS = {
     "subjects": ("math",),
     "prompt_key": _ROWS,
     "answer_key": _ROWS,
+    "answer_pattern": _ROWS,
+    "bad_rows": _ROWS,
     "domain_key": _ROWS,
+    "split_key": _FILES,
 }
 """Keys of `[data]` and the built-in sources that read them; a function of yours may read any."""
 

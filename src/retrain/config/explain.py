@@ -150,7 +150,8 @@ def _memory(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Of the first condition's runs."""
     from retrain.experiments.memory import run_memory
 
-    return run_memory(loaded.run_config(loaded.conditions[0], loaded.seeds[0]), loaded.base_dir)
+    run = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    return run_memory(run, loaded.base_dir, loaded.data_bytes)
 
 
 def _capacity(loaded: LoadedConfig) -> dict[str, Any]:

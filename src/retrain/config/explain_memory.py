@@ -30,6 +30,8 @@ def memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["decode_rows"]:
         cache = f"cache {size(peak['cache'])}: {found['decode_rows']} completions at once"
         rows.insert(2, ("  or", cache))
+    if found["data"] >= 2**20:
+        rows.append(("  and", f"problems {size(found['data'])} of main memory"))
     if total and peak["total"] > total:
         rows.append(("", "that is more than there is: see docs/real-models.md#memory"))
     return rows

@@ -53,6 +53,7 @@ class LoadedConfig:
     conditions: one for a single run.
     seeds:      one for a single run.
     warnings:   what is allowed but probably not meant.
+    data_bytes: main memory that a run's problems take, once the preflight has read them.
     """
 
     path: Path | None
@@ -63,6 +64,7 @@ class LoadedConfig:
     seeds: tuple[int, ...]
     warnings: tuple[str, ...] = field(default=())
     is_resolved: bool = False
+    data_bytes: int = 0
 
     @property
     def is_campaign(self) -> bool:

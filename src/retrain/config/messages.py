@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from retrain.config.reward import RewardComponentConfig
@@ -104,6 +105,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean x?`, or nothing."""
     matches = near(word, known)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
+    """That a file or folder is not there, and which of `names` could be meant."""
+    matches = near(name, names)
+    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
 
 
 def show(value: object) -> str:

@@ -8,9 +8,10 @@ torch or any other part of retrain.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from retrain.config.algorithm import AlgorithmConfig, GtpoConfig, HicraConfig, SepaConfig
 from retrain.config.data import DataConfig
@@ -29,6 +30,18 @@ STANDARD_CONDITIONS = (
     ("maxrl", "gtpo_hicra"),
     ("maxrl", "gtpo_sepa"),
 )
+
+
+def _day(value: Any) -> Any:
+    """A date of TOML's, or as text, as ISO text."""
+    if isinstance(value, date):
+        return value.isoformat()[:10]
+    if isinstance(value, str) and value:
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("must be a date like 2026-01-31") from None
+    return value
 
 
 class ModelConfig(Table):
@@ -53,6 +66,11 @@ class ModelConfig(Table):
     service's own. The key comes from the variable `TINKER_API_KEY` alone."""
     chat_template_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments for the model's chat template, e.g. `{ enable_thinking = false }`."""
+    chat_template: Annotated[str, Field(min_length=1)] = "default"
+    """Name of the chat template, for a model that has several."""
+    chat_template_date: Annotated[str, BeforeValidator(_day)] = ""
+    """The date, e.g. `2026-01-31`, that a chat template is told which asks for today's. Empty
+    takes the day on which the run, or its campaign, began, and keeps it."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """How models compute attention that run through their own Hugging Face code; `auto` takes
     the best that is installed."""

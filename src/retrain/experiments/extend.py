@@ -35,7 +35,8 @@ def extend_campaign(
     if not loaded.is_campaign:
         raise InputError(f"{loaded.name} is no campaign, and {manifest.folder} is one")
     before = {run.name: run for run in manifest.planned()}
-    planned = plan_runs(loaded)
+    days = {run.config.model.chat_template_date for run in before.values()}
+    planned = plan_runs(loaded, max(days) or None)
     contents = contents_by_condition(planned)
     changes: list[Change] = []
     issues: list[ConfigIssue] = []

@@ -40,9 +40,12 @@ def has_gpu() -> bool:
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:
+def run_memory(run: RunConfig, base_dir: Path, data_bytes: int = 0) -> dict[str, Any] | None:
     """Bytes at a run's peak, by what they are for, and the sizes that `auto` would take, as plain
-    JSON; None when the model's files are not here, or it runs elsewhere."""
+    JSON; None when the model's files are not here, or it runs elsewhere.
+
+    data_bytes: of the problems, which are in main memory.
+    """
     if run.backend.backend == "tinker":
         return None
     found = inspect(run.model, base_dir)
@@ -73,7 +76,11 @@ def run_memory(run: RunConfig, base_dir: Path) -> dict[str, Any] | None:
         "decode_rows": rows,
         "micro_batch_tokens": tokens,
         "gradient_checkpointing": recomputing,
-        "peak": {**asdict(peak), "total": peak.total},
+        "data": data_bytes,
+        "peak": {
+            **asdict(peak),
+            "total": peak.total + (data_bytes if device == "cpu" else 0),
+        },
     }
 
 

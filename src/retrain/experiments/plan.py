@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from retrain.config.load import LoadedConfig, with_seed
 from retrain.config.schema import RunConfig
 from retrain.files import RUN_CONFIG_FILE
+from retrain.models.folder import dated
 
 RERUN_FOLDER = "rerun"
 """Where the commands of the manifest put their runs, in the campaign's folder."""
@@ -48,13 +49,18 @@ class PlannedRun:
         return (*command, "--name", self.name, "--condition", self.condition)
 
 
-def plan_runs(loaded: LoadedConfig) -> tuple[PlannedRun, ...]:
+def plan_runs(loaded: LoadedConfig, day: str | None = None) -> tuple[PlannedRun, ...]:
     """All runs of a campaign, seed by seed, or with `seeds_first = false` condition by condition.
 
     Seed by seed, every condition has at any time been trained under nearly the same seeds, so a
     campaign that ends early still compares like with like.
+
+    day: on which the campaign began, for chat templates that ask; today by default.
     """
-    configs = {c.label: loaded.run_config(c, loaded.seeds[0]) for c in loaded.conditions}
+    configs = {
+        c.label: dated(loaded.run_config(c, loaded.seeds[0]), loaded.base_dir, day)
+        for c in loaded.conditions
+    }
     runs = tuple(
         PlannedRun(
             name=f"{condition.label}_s{seed}",

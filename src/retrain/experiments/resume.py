@@ -34,6 +34,7 @@ from retrain.experiments.single import SingleResult, continue_single
 from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
+from retrain.models.folder import dated
 from retrain.terminal import Terminal
 from retrain.training.checkpoint import checkpoint_folders
 from retrain.training.contents import Contents, planned_contents
@@ -112,6 +113,7 @@ def resume_run(
         raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
     else:
         config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+        config = dated(config, loaded.base_dir, before.model.chat_template_date)
     if not record.is_trained(config.training.max_steps) or allow_changes:
         (found,) = planned_contents([config])
         refuse_changes(_changes(record, before, config, found), allow_changes, what=name)

@@ -48,6 +48,7 @@ from retrain.files import (
     create_timestamped_folder,
 )
 from retrain.locks import FolderLock, LockedError
+from retrain.models.folder import dated
 from retrain.terminal import Terminal
 from retrain.tracking.uploads import wait_for_uploads
 from retrain.training.place import Place
@@ -89,7 +90,7 @@ def run_single(
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
     fetch_data(loaded, console or Terminal())
-    config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    config = dated(loaded.run_config(loaded.conditions[0], loaded.seeds[0]), loaded.base_dir)
     planned = name is not None and condition is not None
     condition = condition or loaded.conditions[0].label
     name = name or f"{condition}_s{config.training.seed}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retrain.config.schema import ModelConfig
 from retrain.errors import InputError
-from retrain.models.folder import check_ids
+from retrain.models.folder import check_ids, on_day, unknown_template
 from retrain.types import IntArray, Problem
 
 if TYPE_CHECKING:
@@ -35,26 +36,50 @@ class ChatCodec:
         eos_ids: tuple[int, ...],
         template_args: Mapping[str, Any] | None = None,
         vocabulary: int | None = None,
+        template: str = "default",
+        day: str = "",
     ) -> None:
-        """template_args: further variables of the chat template, e.g. `enable_thinking`.
-        vocabulary: how many tokens the model has embeddings of; None when that is not known."""
+        """
+        template_args: further variables of the chat template, e.g. `enable_thinking`.
+        vocabulary:    how many tokens the model has embeddings of; None when that is not known.
+        template:      its name, where the tokenizer has several.
+        day:           the date that a template which asks is told (ISO); empty for today.
+        """
         eos_ids = tuple(end for end in eos_ids if vocabulary is None or end < vocabulary)
         if not eos_ids:
             raise InputError(
                 "model.model: neither the tokenizer nor generation_config.json names an end "
                 "token (eos_token_id), so completions could never stop; add one"
             )
-        if getattr(tokenizer, "chat_template", None) is None:
+        text: Any = getattr(tokenizer, "chat_template", None)
+        if isinstance(text, dict):
+            if template not in text:
+                raise InputError(unknown_template("the tokenizer", template, text))
+            text = text[template]
+        if text is None:
             raise InputError(
                 "model.model: the tokenizer has no chat template; add chat_template.jinja to the "
                 "model folder, or use the model's instruction-tuned version"
             )
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
-        self._template_args = dict(template_args or {})
+        self._template_args = {"chat_template": on_day(text, day), **(template_args or {})}
         self._vocabulary = vocabulary
         self._special = frozenset(tokenizer.all_special_ids)
         self._piece_cache: dict[int, str] = {}
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase | TinyTokenizer,
+        ends: Iterable[int],
+        model: ModelConfig,
+        vocabulary: int | None = None,
+    ) -> ChatCodec:
+        """As `[model]` says."""
+        args, name = model.chat_template_args, model.chat_template
+        day = model.chat_template_date
+        return cls(tokenizer, tuple(sorted(ends)), args, vocabulary, name, day)
 
     def encode(self, problem: Problem) -> IntArray:
         """The prompt's token ids (tokens,), ending where the assistant begins. Raises InputError

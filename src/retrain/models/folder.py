@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from retrain.config.load import EMBEDDED, is_folder_name
-from retrain.config.schema import ModelConfig
+from retrain.config.schema import ModelConfig, RunConfig
 from retrain.errors import InputError
 from retrain.files import lfs_pointer
 from retrain.models.adapters.tensors import PICKLES, pickle_error
@@ -27,6 +30,7 @@ from retrain.models.weight_names import header_problem
 from retrain.types import Problem
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_ENCODED_AT_ONCE = 256
 RUNS_CODE = (
     "brings code of its own (auto_map), which retrain does not run; take a model that transformers "
     "knows itself"
@@ -47,7 +51,7 @@ class ModelFolder:
     context: int | None
     problems: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    _encode: Callable[[list[str]], list[int]] | None = field(default=None, repr=False)
+    _encode: Callable[[Iterable[str]], list[int]] | None = field(default=None, repr=False)
     _render: Callable[[Problem], str] | None = field(default=None, repr=False)
 
     @property
@@ -57,11 +61,11 @@ class ModelFolder:
             return None
         return ModelShape.of(self.config, weight_shapes(self.path))
 
-    def with_arguments(self, arguments: Mapping[str, Any]) -> ModelFolder:
-        """The same model, its chat template with these arguments."""
-        if self.path is None or not arguments:
+    def rendering(self, model: ModelConfig) -> ModelFolder:
+        """The same folder, prompts made as `[model]` says."""
+        if self.path is None:
             return self
-        return replace(self, _render=_renderer(self.path, arguments))
+        return replace(self, _render=_renderer(self.path, model))
 
     def prompt_tokens(self, problem: Problem) -> int | None:
         """Tokens of the problem as a prompt; None when the folder does not allow to count."""
@@ -72,13 +76,28 @@ class ModelFolder:
         """`prompt_tokens` of many problems at once; None when they cannot be counted."""
         if self._encode is None or self._render is None:
             return None
-        return self._encode([self._render(problem) for problem in problems])
+        return self._encode(map(self._render, problems))
 
 
 def inspect(model: ModelConfig, base_dir: Path) -> ModelFolder:
     """Look at a run's `[model]`."""
-    found = inspect_model(model.model, base_dir, model.revision)
-    return found.with_arguments(model.chat_template_args)
+    return inspect_model(model.model, base_dir, model.revision).rendering(model)
+
+
+def dated(run: RunConfig, base_dir: Path, day: str | None = None) -> RunConfig:
+    """`run` with the day that its chat template is told; unchanged when the template does not ask.
+
+    day: that on which the run began; today by default.
+    """
+    model = run.model
+    path = inspect_model(model.model, base_dir, model.revision).path
+    # What is not here yet may ask.
+    asks = path is None or "strftime_now" in (template_variables(path, model.chat_template) or ())
+    if model.chat_template_date or not asks:
+        return run
+    day = date.today().isoformat() if day is None else day
+    model = model.model_copy(update={"chat_template_date": day})
+    return run.model_copy(update={"model": model})
 
 
 @cache
@@ -119,7 +138,7 @@ def _inspect(path: Path) -> ModelFolder:
     problems += _of_type(config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         problems.append(f"{path} has no tokenizer (tokenizer.json)")
-    elif _template(path) is None:
+    elif not chat_templates(path):
         problems.append(
             f"{path} has no chat template; add chat_template.jinja, or use the model's "
             "instruction-tuned version"
@@ -137,7 +156,8 @@ def _inspect(path: Path) -> ModelFolder:
         hint = "; it is a LoRA adapter, name the base model" if adapter else ""
         problems.append(f"{path} has no weights (*.safetensors){hint}")
     context, encode = context_of(config), _encoder(path, vocabulary_of(config))
-    return ModelFolder(path, context, tuple(problems), config, encode, _renderer(path))
+    folder = ModelFolder(path, context, tuple(problems), config, encode)
+    return folder.rendering(ModelConfig())
 
 
 def _damage(path: Path) -> Iterator[str]:
@@ -190,23 +210,53 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _template(path: Path) -> str | None:
+def chat_templates(path: Path) -> dict[str, str]:
+    """The chat templates of a folder by their names, of which one is mostly `default`."""
+    written = (_read_json(path / "tokenizer_config.json") or {}).get("chat_template")
+    found: dict[str, str] = {}
+    match written:
+        case str():
+            found["default"] = written
+        case list():
+            # As older models have several.
+            with contextlib.suppress(KeyError, TypeError):
+                found |= {str(each["name"]): str(each["template"]) for each in written}
+    files = {"default": path / "chat_template.jinja"}
+    files |= {file.stem: file for file in (path / "additional_chat_templates").glob("*.jinja")}
+    # Files come before what the tokenizer's config holds, and make it void.
+    texts = {name: _read_text(file) for name, file in files.items()}
+    beside = {name: text for name, text in texts.items() if text is not None}
+    return beside or found
+
+
+def unknown_template(where: str, name: str, known: Iterable[str]) -> str:
+    """That there is no chat template of this name."""
+    names = sorted(known)
+    remedy = f'write chat_template = "{names[0]}" or another of them in [model]'
+    return f"model.chat_template: {where} has no {name!r} but {', '.join(names)}; {remedy}"
+
+
+def _read_text(path: Path) -> str | None:
     try:
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    except OSError:
-        template = (_read_json(path / "tokenizer_config.json") or {}).get("chat_template")
-    return template if isinstance(template, str) else None
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
-def _encoder(path: Path, vocabulary: int | None) -> Callable[[list[str]], list[int]] | None:
+def _encoder(path: Path, vocabulary: int | None) -> Callable[[Iterable[str]], list[int]] | None:
     if not (path / "tokenizer.json").is_file():
         return None
 
-    def encode(texts: list[str]) -> list[int]:
-        encoded = tokenizer().encode_batch_fast(texts, add_special_tokens=False)
-        for encoding in encoded:
-            check_ids(encoding.ids, vocabulary, tokenizer().id_to_token)
-        return [len(encoding.ids) for encoding in encoded]
+    def encode(texts: Iterable[str]) -> list[int]:
+        lengths: list[int] = []
+        rest = iter(texts)
+        # What the library makes of a text takes many times its size.
+        while some := list(islice(rest, _ENCODED_AT_ONCE)):
+            encoded = tokenizer().encode_batch_fast(some, add_special_tokens=False)
+            for encoding in encoded:
+                check_ids(encoding.ids, vocabulary, tokenizer().id_to_token)
+            lengths += [len(encoding.ids) for encoding in encoded]
+        return lengths
 
     @cache
     def tokenizer() -> Any:
@@ -229,23 +279,40 @@ def check_ids(
         )
 
 
-def template_variables(path: Path) -> set[str] | None:
-    """What the folder's chat template can be told, `messages` and the like among it; None without
-    a template that can be read."""
+def template_variables(path: Path, name: str) -> set[str] | None:
+    """What the folder's chat template of this name can be told, `messages` and the like among it;
+    None without a template that can be read."""
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        tree = ImmutableSandboxedEnvironment(extensions=_EXTENSIONS).parse(_template(path) or "")
+        tree = ImmutableSandboxedEnvironment(extensions=_EXTENSIONS).parse(
+            chat_templates(path).get(name, "")
+        )
     except TemplateError:
         return None
     return set(meta.find_undeclared_variables(tree))
 
 
+def on_day(template: str, day: str) -> str:
+    """A chat template for which time stands still: one that calls `strftime_now` has a macro of
+    that name, as newer transformers hand no function to a template.
+
+    day: ISO; empty for today.
+    """
+    if "strftime_now" not in template:
+        return template
+    now = datetime.fromisoformat(day) if day else datetime.now()
+    forms = [f"%{flag}{letter}" for letter in "aAbBcdHIjmMpSuUVwWxXyYGZz" for flag in ("-", "")]
+    changes = "".join(f"|replace({form!r}, {now.strftime(form)!r})" for form in forms)
+    macro = "{% macro strftime_now(form) %}{{ form" + changes + " }}{% endmacro %}{{ '' }}"
+    return macro + template
+
+
 _EXTENSIONS = ["jinja2.ext.loopcontrols"]
 
 
-def _renderer(path: Path, arguments: Mapping[str, Any] | None = None) -> Callable[[Problem], str]:
+def _renderer(path: Path, model: ModelConfig) -> Callable[[Problem], str]:
     """Prompt text through the chat template; without one that works, the bare messages."""
 
     @cache
@@ -255,13 +322,14 @@ def _renderer(path: Path, arguments: Mapping[str, Any] | None = None) -> Callabl
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS
         )
-        return environment.from_string(_template(path) or "")
+        text = chat_templates(path).get(model.chat_template, "")
+        return environment.from_string(on_day(text, model.chat_template_date))
 
     def render(problem: Problem) -> str:
         bare = "".join(message["content"] for message in problem.messages)
         try:
             text = template().render(
-                messages=problem.messages, add_generation_prompt=True, **(arguments or {})
+                messages=problem.messages, add_generation_prompt=True, **model.chat_template_args
             )
         except Exception:
             # Templates may use extensions that only transformers provides; a count of the bare

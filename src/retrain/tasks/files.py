@@ -1,101 +1,80 @@
-"""Tasks from files of problems: JSONL and parquet."""
+"""Tasks from files of problems: JSONL, lists in JSON, and parquet."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.files import lfs_pointer
-from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect, plain_rows
+from retrain.tasks.problems import ProblemListTask, Wanted
+from retrain.tasks.reading import rows_of, shards
+from retrain.tasks.rows import Collected, Fields, Unmarked, collect, settle
 
 
-def read_file_task(data: DataConfig) -> ProblemListTask:
-    """The task of `[data].path`, a JSONL or parquet file with one problem a row.
+def read_file_task(data: DataConfig, wanted: Wanted = Wanted()) -> ProblemListTask:  # noqa: B008
+    """The task of `[data].path`: JSONL or parquet files with one problem a row.
 
-    Held out are the problems of `held_out_path`, else the rows whose `split` is "held_out", else a
-    tenth by a hash of the id. Raises InputError that names file and row.
+    Held out are the problems of `held_out_path`, else the rows whose `split` says so, else a tenth
+    by a hash of the id. Raises InputError that names files and rows.
     """
-    path = Path(data.path)
-    main = _read(path, data, "data.path")
-    train, held_out, unsplit = (main.by_split[name] for name in ("train", "held_out", ""))
-    notes = list(main.notes)
-    if unsplit and (train or held_out):
+    if not data.held_out_path:
+        main = _read(data, "path", "tenth", wanted)
+        parts = [main]
+    else:
+        main = _read(data, "path", "train", replace(wanted, held_out=0))
+        parts = [main, _read(data, "held_out_path", "held_out", replace(wanted, train=0))]
+    notes = settle(parts, data)
+    splits, path, unit = main.splits, data.path, _unit(data)
+    if splits[""] and (splits["train"] or splits["held_out"]):
         raise InputError(
-            f"data.path: {path}: {len(unsplit)} {_unit(data)}s have no `split` and the others have "
-            f"one; give it to all {_unit(data)}s or to none"
+            f"data.path: {path}: {splits['']} {unit}s have no `split` and the others have one; "
+            f"give it to all {unit}s or to none"
         )
-    if data.held_out_path:
-        if held_out:
-            raise InputError(
-                f"data.held_out_path: {path} marks {len(held_out)} {_unit(data)}s as held out "
-                "itself; leave held_out_path out, or those rows"
-            )
-        other = _read(Path(data.held_out_path), data, "data.held_out_path")
-        if other.by_split["train"]:
-            raise InputError(
-                f"data.held_out_path: {data.held_out_path} has {_unit(data)}s whose `split` is "
-                '"train"; all of its problems are held out'
-            )
-        train, held_out = [*train, *unsplit], other.problems
-        notes += other.notes
-    elif unsplit:
-        train, held_out = split_by_id(unsplit)
-    if not train:
-        raise InputError(f"data.path: {path} holds no training problem")
-    if data.held_out_path and not held_out:
-        raise InputError(f"data.held_out_path: {data.held_out_path} holds no problem")
-    task = ProblemListTask(path.stem, train, held_out, data.shuffle)
-    task = task.noted(("data.path", note) for note in notes)
-    return task if Fields.of(data).strict and not data.held_out_path else task.apart()
+    if data.held_out_path and splits["held_out"]:
+        raise InputError(
+            f"data.held_out_path: {path} marks {splits['held_out']} {unit}s as held out itself; "
+            "leave held_out_path out, or those rows"
+        )
+    if parts[-1] is not main and parts[-1].splits["train"]:
+        raise InputError(
+            f"data.held_out_path: {data.held_out_path} has {unit}s whose `split` is "
+            '"train"; all of its problems are held out'
+        )
+    if not main.train:
+        raise InputError(f"data.path: {path} holds no training problem{_because(notes)}")
+    held_out = parts[-1].held_out
+    if data.held_out_path and not held_out and wanted.held_out != 0:
+        raise InputError(
+            f"data.held_out_path: {data.held_out_path} holds no problem{_because(notes)}"
+        )
+    task = ProblemListTask(_name(Path(path)), main.train, held_out, data.shuffle)
+    task.whole = all(part.whole for part in parts)
+    return task.noted(("data.path", note) for note in notes).apart()
+
+
+def _because(notes: list[str]) -> str:
+    return "".join(f"; {note}" for note in notes)
+
+
+def _name(path: Path) -> str:
+    """What messages call the data: the file without its endings, or the folder of several."""
+    if path.is_file():
+        return Path(path.stem).stem if path.suffix == ".gz" else path.stem
+    return path.name if path.is_dir() else path.parent.name
 
 
 def _unit(data: DataConfig) -> str:
     return "line" if data.source == "jsonl" else "row"
 
 
-def _read(path: Path, data: DataConfig, key: str) -> Collected:
-    if pointer := lfs_pointer(path):
-        raise InputError(f"{key}: {pointer}")
-    read = {"jsonl": _jsonl_rows, "parquet": _parquet_rows}[data.source]
-    return collect(read(path, key), Fields.of(data), key, str(path))
-
-
-def _jsonl_rows(path: Path, key: str) -> Iterator[tuple[str, Any]]:
-    """("line N", value) of every line that is not empty."""
-    if path.suffix == ".parquet":
-        raise InputError(f'{key}: {path} is a parquet file; write source = "parquet"')
-    try:
-        # Not splitlines(), which also splits at characters that JSON allows inside of a text.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{key}: {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{key}: {path}, line {number}: not JSON: {error}") from error
-
-
-def _parquet_rows(path: Path, key: str) -> Iterator[tuple[str, Any]]:
-    """("row N", dict) of every row; structs and lists are dicts and lists."""
-    if path.suffix in (".jsonl", ".json"):
-        raise InputError(f'{key}: {path} is no parquet file; write source = "jsonl"')
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in plain_rows(batch):
-                    number += 1
-                    yield f"row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{key}: {path} cannot be read as parquet: {error}") from error
+def _read(data: DataConfig, key: str, unmarked: Unmarked, wanted: Wanted) -> Collected:
+    text, place = getattr(data, key), f"data.{key}"
+    fields = Fields.of(data, wanted.metadata)
+    paths = shards(text, data.source, place)
+    for path in paths:
+        if pointer := lfs_pointer(path):
+            raise InputError(f"{place}: {pointer}")
+    rows = rows_of(paths, data.source, place, fields.columns)
+    return collect(rows, fields, place, text, unmarked, wanted)

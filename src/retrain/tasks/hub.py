@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean, show
 from retrain.errors import InputError
 from retrain.files import lfs_pointer
-from retrain.tasks.problems import ProblemListTask, split_by_id
-from retrain.tasks.rows import Collected, Fields, collect, plain_rows
+from retrain.tasks.problems import ProblemListTask, Wanted
+from retrain.tasks.reading import Columns, numbered
+from retrain.tasks.rows import Collected, Fields, Unmarked, collect, settle
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,30 +59,36 @@ class HubData:
         return f"{self.repo}{subset}" + (f" at {self.revision}" if self.revision else "")
 
 
-def read_hub_task(data: DataConfig) -> ProblemListTask:
+def read_hub_task(data: DataConfig, wanted: Wanted = Wanted()) -> ProblemListTask:  # noqa: B008
     """The task of `[data].path`, any data set of the hub with the fields that `[data]` names."""
-    wanted = HubData.of(data)
-    fields = Fields.of(data)
-    notes: list[str] = []
+    source = HubData.of(data)
+    fields = Fields.of(data, wanted.metadata)
 
-    def problems(split: str, key: str) -> Collected:
-        collected = collect(rows(wanted, split, key), fields, "data.path", f"{wanted} {split}")
-        notes.extend(collected.notes)
-        return collected
+    def problems(split: str, key: str, unmarked: Unmarked, wanted: Wanted) -> Collected:
+        found = rows(source, split, key, fields.columns)
+        return collect(found, fields, "data.path", f"{source} {split}", unmarked, wanted)
 
-    found = problems(data.split, "data.split").problems
     if data.held_out_split:
-        train, held_out = found, problems(data.held_out_split, "data.held_out_split").problems
+        main = problems(data.split, "data.split", "train", replace(wanted, held_out=0))
+        judged = replace(wanted, train=0)
+        other = problems(data.held_out_split, "data.held_out_split", "held_out", judged)
+        parts = [main, other]
     else:
-        train, held_out = split_by_id(found)
-    if not train:
-        raise InputError(f"data.path: {wanted} {data.split} holds no training problem")
-    task = ProblemListTask(wanted.repo, train, held_out, data.shuffle)
+        main = problems(data.split, "data.split", "tenth", wanted)
+        parts = [main]
+    notes = settle(parts, data)
+    if not main.train:
+        because = "".join(f"; {note}" for note in notes)
+        raise InputError(f"data.path: {source} {data.split} holds no training problem{because}")
+    task = ProblemListTask(source.repo, main.train, parts[-1].held_out, data.shuffle)
+    task.whole = all(part.whole for part in parts)
     return task.noted(("data.path", note) for note in notes).apart()
 
 
-def rows(wanted: HubData, split: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("row N", dict) of a split, which must be cached. `key` is the config key of the split."""
+def rows(
+    wanted: HubData, split: str, key: str, columns: Columns | None = None
+) -> Iterator[tuple[str, Any]]:
+    """("row N", dict or BadRowError) of a split, which must be cached; `key` is its config key."""
     with _quiet():
         if wanted.is_local:
             builder = _local_builder(wanted)
@@ -99,11 +106,10 @@ def rows(wanted: HubData, split: str, key: str) -> Iterator[tuple[str, dict[str,
             dataset = builder.as_dataset(split=split)
         except ValueError as error:
             raise InputError(f"{key}: {show(split)}: {error}") from error
-    number = 0
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        for row in plain_rows(batch):
-            number += 1
-            yield f"row {number}", row
+    read = columns(dataset.column_names) if columns else None
+    if read is not None:
+        dataset = dataset.select_columns(read)
+    yield from numbered(dataset.with_format("arrow").iter(batch_size=256))
 
 
 def is_cached(wanted: HubData) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from retrain import seeding
 from retrain.analysis.words import plural
@@ -12,15 +15,42 @@ from retrain.errors import InputError
 from retrain.types import Problem
 
 HELD_OUT_SHARE = 0.1
+_INDEX_BYTES = 400
+"""What finds repeated rows, and remembers the length of a prompt, for each problem."""
 
 Note = tuple[str, str]
 """(config key, what the user should know of it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is used of a data set.
+
+    train, held_out: how many problems, the first ones; None for all.
+    metadata:        whether anything reads what rows hold beside prompt and answer.
+    """
+
+    train: int | None = None
+    held_out: int | None = None
+    metadata: bool = True
+
+    def reached(self, train: Sequence[Problem], held_out: Sequence[Problem]) -> bool:
+        """Whether there are as many."""
+        pairs = ((self.train, train), (self.held_out, held_out))
+        return all(most is not None and len(problems) >= most for most, problems in pairs)
+
+    def more(self) -> Wanted:
+        """So much more that few rounds come to the end of any data set."""
+        counts = (self.train, self.held_out)
+        train, held_out = (None if most is None else 4 * most for most in counts)
+        return replace(self, train=train, held_out=held_out)
 
 
 class ProblemListTask:
     """Problems visited epoch by epoch, each epoch in an order of its own.
 
     notes:         what was left out, to be told once.
+    whole:         whether the data set was read to its end; else it may have more problems.
     prompt_tokens: (training and held-out problems,) lengths of the prompts, once measured.
     """
 
@@ -33,6 +63,7 @@ class ProblemListTask:
     ) -> None:
         self.name = name
         self.notes: tuple[Note, ...] = ()
+        self.whole = True
         self.prompt_tokens: tuple[int, ...] | None = None
         self._train = tuple(train)
         self._held_out = tuple(held_out)
@@ -47,6 +78,12 @@ class ProblemListTask:
     def all_held_out(self) -> tuple[Problem, ...]:
         """All held-out problems."""
         return self._held_out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of main memory that the problems take at most: while they are read, and then."""
+        problems = (*self._train, *self._held_out)
+        return sum(map(_size, problems)) + _INDEX_BYTES * len(problems)
 
     def train_batch(self, seed: int, step: int, batch_size: int) -> list[Problem]:
         """The step's problems. An epoch is as many whole batches as the list holds; the few
@@ -101,7 +138,21 @@ class ProblemListTask:
     ) -> ProblemListTask:
         task = ProblemListTask(self.name, train, held_out, self._shuffle)
         task.notes = (*self.notes, *notes)
+        task.whole = self.whole
         return task
+
+
+def _size(value: Any) -> int:
+    match value:
+        case Problem():
+            parts: Iterable[Any] = (value.id, value.prompt, value.answer, value.metadata)
+        case Mapping():
+            parts = value.values()
+        case list() | tuple():
+            parts = value
+        case _:
+            parts = ()
+    return sys.getsizeof(value) + sum(map(_size, parts))
 
 
 def split_by_id(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
@@ -110,7 +161,11 @@ def split_by_id(problems: Sequence[Problem]) -> tuple[list[Problem], list[Proble
     train: list[Problem] = []
     held_out: list[Problem] = []
     for problem in problems:
-        digest = hashlib.blake2b(problem.id.encode(), digest_size=8).digest()
-        share = int.from_bytes(digest, "little") / 2**64
-        (held_out if share < HELD_OUT_SHARE else train).append(problem)
+        (held_out if is_held_out(problem.id) else train).append(problem)
     return train, held_out
+
+
+def is_held_out(problem_id: str) -> bool:
+    """Whether the problem is in that tenth."""
+    digest = hashlib.blake2b(problem_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < HELD_OUT_SHARE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
@@ -26,8 +27,9 @@ class Codec(Protocol):
         """The prompt's token ids."""
 
 
-_counted: WeakKeyDictionary[Codec, dict[str, int]] = WeakKeyDictionary()
-"""What was counted before: the runs of a warm worker share a codec and often their problems."""
+_counted: WeakKeyDictionary[Codec, dict[bytes, int]] = WeakKeyDictionary()
+"""What was counted before, by hashes of prompts: the runs of a warm worker share a codec and often
+their problems."""
 
 
 def counting(codec: Codec) -> CountTokens:
@@ -35,11 +37,13 @@ def counting(codec: Codec) -> CountTokens:
     known = _counted.setdefault(codec, {})
 
     def count(problems: Sequence[Problem]) -> list[int]:
-        prompts = [json.dumps(problem.prompt) for problem in problems]
-        for prompt, problem in zip(prompts, problems, strict=True):
+        lengths = []
+        for problem in problems:
+            prompt = hashlib.blake2b(json.dumps(problem.prompt).encode(), digest_size=16).digest()
             if prompt not in known:
                 known[prompt] = len(codec.encode(problem))
-        return [known[prompt] for prompt in prompts]
+            lengths.append(known[prompt])
+        return lengths
 
     return count
 
@@ -112,7 +116,7 @@ def fitting(
     if longest:
         by_id = {id(problem): tokens for problem, tokens in zip(problems, lengths, strict=True)}
         kept = task.kept(lambda problem: by_id[id(problem)] <= longest)
-        if not kept.train:
+        if not kept.train and task.whole:
             raise InputError(
                 f"data.max_prompt_tokens: no training problem of {task.name} has a prompt of at "
                 f"most {plural(longest, 'token')}; the shortest has "

@@ -10,120 +10,225 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from retrain.analysis.words import plural
 from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean
 from retrain.errors import InputError
-from retrain.types import Message, Problem
+from retrain.rewards.match import last_boxed
+from retrain.tasks.conversation import TooLongError, read_prompt, short
+from retrain.tasks.problems import Wanted, is_held_out
+from retrain.tasks.reading import BadRowError
+from retrain.types import Problem
 
 OWN_KEYS = frozenset({"prompt", "answer", "id", "domain", "split", "metadata"})
-SPLITS = ("train", "held_out")
+SPLITS = ("", "train", "held_out")
 DEFAULT_DOMAIN = "default"
 _INT64 = 2**63
+NO_ANSWER = frozenset({"proof", "notfound", "not found"})
+"""What data sets write for an answer where there is none."""
+GSM8K = r"####\s*(.+)"
+"""The preset `gsm8k`; its numbers are grouped by commas."""
+_CONTRADICTS = "has the id of another one, or its prompt with another answer"
 _MOST_NAMES = 12
-"""Fields that a message lists."""
+"""Fields, and rows that cannot be used, that a message lists."""
+
+Unmarked = Literal["tenth", "train", "held_out"]
+"""The side of rows without a `split`; of `tenth`, a tenth is held out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
     """Which field of a row is what.
 
-    strict:     any field beside retrain's own is an error, and so is a row that is repeated.
-    has_splits: a field `split` says whether a row is held out.
-    skip_empty: leave out rows without a prompt or an answer, and say how many; else an error.
+    strict:     any field beside retrain's own is an error.
+    split:      says whether a row is held out; empty for none.
+    pattern:    `[data].answer_pattern`.
+    skip_long:  leave out rows whose prompt is far too long, and say how many; else they are bad.
+    metadata:   keep what the rows hold besides.
     """
 
     prompt: str = "prompt"
     answer: str = "answer"
     domain: str = "domain"
     strict: bool = True
-    has_splits: bool = True
-    skip_empty: bool = False
+    split: str = "split"
+    pattern: str = ""
+    skip_long: bool = False
+    metadata: bool = True
 
     @classmethod
-    def of(cls, data: DataConfig) -> Fields:
+    def of(cls, data: DataConfig, metadata: bool = True) -> Fields:
         """As `[data]` says."""
         keys = (data.prompt_key, data.answer_key, data.domain_key)
-        own = keys == ("prompt", "answer", "domain")
-        is_jsonl = data.source == "jsonl"
         return cls(
             *keys,
-            strict=is_jsonl and own,
-            has_splits=data.source != "hub",
-            skip_empty=not is_jsonl,
+            strict=data.source == "jsonl" and keys == ("prompt", "answer", "domain"),
+            split="" if data.source == "hub" else data.split_key,
+            pattern=data.answer_pattern,
+            skip_long=data.max_prompt_tokens > 0,
+            metadata=metadata,
         )
+
+    def columns(self, names: Sequence[str]) -> list[str] | None:
+        """Of a table's columns, those to read; None for all."""
+        read = [key if key in names else key.split(".")[0] for key in (self.prompt, self.answer)]
+        if self.metadata or not set(read) <= set(names):
+            return None
+        others = {self.domain, self.domain.split(".")[0], "id", self.split}
+        return [name for name in names if name in {*read, *others}]
 
 
 @dataclass(slots=True)
 class Collected:
-    """The problems of some rows, by their `split` ("" where they have none)."""
+    """The problems of some rows.
 
-    by_split: dict[str, list[Problem]] = field(
-        default_factory=lambda: {"train": [], "held_out": [], "": []}
-    )
+    key, what: the config key and the file or data set that messages name.
+    splits:    how many rows have each `split`, "" for none.
+    bad:       (place and what is wrong,) of rows that cannot be used, the first ones; kinds: how
+               many there are of each kind.
+    whole:     whether all rows were read.
+    contradicted: how many others, not among these, have the id of one that is.
+    """
+
+    key: str
+    what: str
+    train: list[Problem] = field(default_factory=list)
+    held_out: list[Problem] = field(default_factory=list)
+    splits: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    whole: bool = True
+    contradicted: int = 0
 
     @property
     def problems(self) -> list[Problem]:
-        return [problem for problems in self.by_split.values() for problem in problems]
+        return [*self.train, *self.held_out]
+
+    def leave_out(self, place: str, row: BadRowError) -> None:
+        self.kinds[row.kind] += 1
+        if len(self.bad) < _MOST_NAMES:
+            self.bad.append(f"{self.what}, {place}: {row}")
+
+    def note(self, count: int, text: str) -> None:
+        self.notes.append(f"{self.what}: {plural(count, 'row')} {text}")
 
 
-def collect(rows: Iterable[tuple[str, Any]], fields: Fields, key: str, what: str) -> Collected:
-    """The problems of `rows`.
+def settle(parts: Sequence[Collected], data: DataConfig) -> list[str]:
+    """What to tell of these. Raises InputError with all rows that cannot be used, unless
+    `[data].bad_rows` leaves them out."""
+    found = [part for part in parts if part.bad]
+    if found and data.bad_rows == "error":
+        count = sum(part.kinds.total() for part in found)
+        lines = [line for part in found for line in part.bad]
+        remedy = 'write bad_rows = "skip" to leave such rows out, counted'
+        if count == 1:
+            raise InputError(f"{found[0].key}: {lines[0]}; mend it, or {remedy}")
+        listed = lines[:_MOST_NAMES]
+        more = [f"… and {count - len(listed)} more"] if count > len(listed) else []
+        text = "\n  ".join([*listed, *more])
+        raise InputError(f"{found[0].key}: {count} rows cannot be used:\n  {text}\n{remedy}")
+    for part in found:
+        part.kinds[_CONTRADICTS] += part.contradicted
+        for kind, count in (+part.kinds).items():
+            part.note(count, f"left out: {kind}")
+    return [note for part in parts for note in part.notes]
 
-    rows: (place, row), e.g. ("line 3", {...}).
+
+def collect(
+    rows: Iterable[tuple[str, Any]],
+    fields: Fields,
+    key: str,
+    what: str,
+    unmarked: Unmarked = "tenth",
+    wanted: Wanted = Wanted(),  # noqa: B008
+) -> Collected:
+    """The problems of `rows`, as many as are wanted.
+
+    rows: (place, row or BadRowError), e.g. ("line 3", {...}).
     key:  the config key that messages name; what: the file or data set.
 
-    Raises InputError that names the row and the remedy.
+    Raises InputError, with the remedy, for a field that no row has.
     """
-    collected = Collected()
+    collected = Collected(key, what)
     places: dict[str, str] = {}
-    contents: dict[bytes, str] = {}
-    left_out: Counter[str] = Counter()
+    contents: set[bytes] = set()
+    contradicted: set[str] = set()
+    absent: dict[str, tuple[int, str]] = {}
+    objects = repeated = long = dropped = solved = 0
     has_domain = False
     names: list[str] = []
     for place, row in rows:
-        where = f"{key}: {what}, {place}"
-        if not isinstance(row, Mapping):
-            raise InputError(f"{where}: one JSON object a line is wanted, not {str(row)[:40]!r}")
-        names = names or sorted(map(str, row))
-        read = _Row(row, fields, where, f"{what}, {place}")
-        if fields.skip_empty and (missing := read.missing()):
-            left_out[f"has no {missing}"] += 1
+        if wanted.reached(collected.train, collected.held_out):
+            collected.whole = False
+            break
+        try:
+            read = _Row(row, fields, key, f"{what}, {place}")
+            names, objects = names or sorted(map(str, row)), objects + 1
+            problem, split = read.problem()
+        except _AbsentError as error:
+            count, text = absent.get(error.role, (0, error.in_all))
+            absent[error.role] = (count + 1, text)
+            collected.leave_out(place, error)
             continue
-        problem, split = read.problem()
+        except TooLongError as error:
+            long += fields.skip_long
+            if not fields.skip_long:
+                collected.leave_out(place, error)
+            continue
+        except BadRowError as error:
+            collected.leave_out(place, error)
+            continue
+        dropped, solved = dropped + read.drops_answer, solved + read.is_solved
         has_domain = has_domain or read.has_domain()
         digest = _digest([problem.prompt, problem.answer], 16)
-        if not fields.strict and digest in contents:
-            left_out["repeats the prompt and the answer of an earlier one"] += 1
+        if digest in contents:
+            repeated += 1
             continue
+        contents.add(digest)
         if problem.id in places:
-            raise InputError(
-                f"{where}: id {problem.id!r} is already on {places[problem.id]}"
-                + ("" if fields.strict else _contradiction("id" in row))
-            )
+            same = "the same prompt and another answer"
+            content = "another prompt or answer" if "id" in row else same
+            first = f"id {problem.id!r} is already on {places[problem.id]}"
+            collected.leave_out(place, BadRowError(_CONTRADICTS, f"{first}, with {content}"))
+            contradicted.add(problem.id)
+            continue
         places[problem.id] = place
-        contents[digest] = place
-        collected.by_split[split].append(problem)
+        collected.splits[split] += 1
+        side = split or unmarked
+        if side == "held_out" or (side == "tenth" and is_held_out(problem.id)):
+            most, problems = wanted.held_out, collected.held_out
+        else:
+            most, problems = wanted.train, collected.train
+        if most is None or len(problems) < most:
+            problems.append(problem)
+    for count, text in () if fields.strict else absent.values():
+        if count == objects:
+            raise InputError(text)
     if fields.domain not in ("domain", "") and not has_domain and places:
         raise InputError(
             f"data.domain_key: {what}: no row has a field {fields.domain!r}; {_listed(names)}"
             f"{did_you_mean(fields.domain, names)}"
         )
-    for reason, count in left_out.items():
-        collected.notes.append(f"{what}: {plural(count, 'row')} left out: {reason}")
+    # Of two rows that contradict each other neither is known to be right.
+    collected.contradicted = len(contradicted)
+    collected.train = [p for p in collected.train if p.id not in contradicted]
+    collected.held_out = [p for p in collected.held_out if p.id not in contradicted]
+    if repeated:
+        collected.note(repeated, "left out: repeats the prompt and the answer of an earlier one")
+    if long:
+        collected.note(long, f"left out: {TooLongError.kind}")
+    if dropped:
+        taken = "end with a message of the assistant, which is no part of the prompt"
+        collected.note(dropped, taken + (f"; it is the reference of {solved}" if solved else ""))
     return collected
-
-
-def _contradiction(has_id: bool) -> str:
-    content = "another prompt or answer" if has_id else "the same prompt and another answer"
-    return f", with {content}; leave one of them out, or give every row an `id` of its own"
 
 
 def answer_text(value: Any) -> str | None:
@@ -201,6 +306,20 @@ class _MissingError(Exception):
         self.names = names
 
 
+class _AbsentError(BadRowError):
+    """A row without a field that is named. in_all: what to say when no row has it."""
+
+    def __init__(self, role: str, missing: _MissingError, shown: str, strict: bool) -> None:
+        owner = f"in {missing.holder!r}" if missing.holder else "there"
+        text = f"`{role}` is missing" if strict else f"no field {missing.name!r} {owner}"
+        super().__init__(f"has no {role}", text)
+        fields = _listed(missing.names) if missing.names else f"{missing.holder} has no fields"
+        self.role = role
+        self.in_all = (
+            f"data.{role}_key: {shown}: {text}; {fields}{did_you_mean(missing.name, missing.names)}"
+        )
+
+
 def look_up(row: Mapping[str, Any], key: str) -> Any:
     """The value of a field; dots go into nested fields and, as numbers, into lists."""
     if key in row:
@@ -224,46 +343,79 @@ def look_up(row: Mapping[str, Any], key: str) -> Any:
 
 
 class _Row:
-    """One row on its way to a problem."""
+    """One row on its way to a problem. Raises BadRowError, and InputError for a misspelt key.
 
-    def __init__(self, row: Mapping[str, Any], fields: Fields, where: str, shown: str) -> None:
+    drops_answer: its prompt went on with what the assistant answers, which is left out.
+    is_solved:    that is its reference, as it has no other.
+    """
+
+    def __init__(self, row: Any, fields: Fields, key: str, shown: str) -> None:
+        if not isinstance(row, Mapping):
+            if isinstance(row, BadRowError):
+                raise row
+            message = f"one JSON object a line, or a list of them, is wanted, not {str(row)[:40]!r}"
+            raise BadRowError("is no object", message)
         self._row = row
         self._fields = fields
-        self._where = where
+        self._where = f"{key}: {shown}"
         self._shown = shown
-        if fields.strict:
-            self._check_keys()
-        self._prompt = self._field("prompt", fields.prompt)
-        self._answer = self._field("answer", fields.answer)
 
-    def _check_keys(self) -> None:
-        unknown = sorted(set(self._row) - OWN_KEYS)
-        if unknown:
+    def problem(self) -> tuple[Problem, str]:
+        """(the problem, its split)."""
+        fields = self._fields
+        if fields.strict and (unknown := sorted(set(self._row) - OWN_KEYS)):
             raise InputError(
                 f"{self._where}: unknown key {unknown[0]!r}; known are "
                 f"{', '.join(sorted(OWN_KEYS))} (put anything else into `metadata`)"
             )
+        given = self._field("prompt", fields.prompt)
+        prompt, solution = read_prompt(given, fields.prompt)
+        self.drops_answer, self.is_solved = solution is not None, False
+        answer = self._answer(solution)
+        own_id = self._id()
+        raw = given if fields.strict and solution is None else prompt
+        problem = Problem(
+            id=problem_id(raw) if own_id is None else own_id,
+            prompt=prompt,
+            answer=answer,
+            domain=self._domain() or DEFAULT_DOMAIN,
+            metadata=self._metadata(own_id is not None),
+        )
+        return problem, self._split()
 
     def _field(self, role: str, key: str) -> Any:
         try:
             return look_up(self._row, key)
         except _MissingError as error:
-            if self._fields.strict:
-                raise InputError(f"{self._where}: `{role}` is missing") from error
-            owner = f"in {error.holder!r}" if error.holder else "there"
-            fields = _listed(error.names) if error.names else f"{error.holder} has no fields"
-            raise InputError(
-                f"data.{role}_key: {self._shown}: no field {error.name!r} {owner}; {fields}"
-                f"{did_you_mean(error.name, error.names)}"
-            ) from error
+            raise _AbsentError(role, error, self._shown, self._fields.strict) from error
 
-    def missing(self) -> str:
-        """What the row has no value for: `prompt`, `answer`, or nothing."""
-        if self._prompt is None or self._prompt == "" or self._prompt == []:
-            return "prompt"
-        empty = self._answer is None or (isinstance(self._answer, str) and not self._answer.strip())
-        is_gap = isinstance(self._answer, float) and math.isnan(self._answer)
-        return "answer" if empty or is_gap else ""
+    def _answer(self, solution: str | None) -> str:
+        """The reference; `solution` is what to take where no field holds it."""
+        name = self._fields.answer
+        try:
+            value = self._field("answer", name)
+        except _AbsentError:
+            if solution is None:
+                raise
+            value = None
+        if value is None and solution is not None:
+            value, name, self.is_solved = solution, self._fields.prompt, True
+        text = answer_text(value)
+        if text is None:
+            is_gap = isinstance(value, float) and math.isnan(value)
+            empty = value is None or is_gap or isinstance(value, str)
+            raise BadRowError(
+                "has no answer" if empty else "has an answer of another type",
+                f"`{name}` must be text or a number, not {short(value)}",
+            )
+        if isinstance(value, str) and self._fields.pattern:
+            text = found_in(text, self._fields.pattern) or ""
+            if not text:
+                message = f"answer_pattern finds nothing in `{name}`: {short(value)}"
+                raise BadRowError("has no answer that answer_pattern finds", message)
+        if text.strip().lower() in NO_ANSWER:
+            raise BadRowError("has no answer", f"`{name}` is {text!r}, which stands for none")
+        return text
 
     def has_domain(self) -> bool:
         return self._domain() is not None
@@ -275,97 +427,52 @@ class _Row:
             return None
         return None if value is None else str(value)
 
-    def problem(self) -> tuple[Problem, str]:
-        """(the problem, its split)."""
-        answer = answer_text(self._answer)
-        if answer is None:
-            name = self._fields.answer
-            raise InputError(
-                f"{self._where}: `{name}` must be text or a number, not {_short(self._answer)}"
-            )
-        split = self._split()
-        prompt = self._clean_prompt()
-        given = self._id()
-        raw = self._prompt if self._fields.strict else prompt
-        problem = Problem(
-            id=problem_id(raw) if given is None else given,
-            prompt=prompt,
-            answer=answer,
-            domain=self._domain() or DEFAULT_DOMAIN,
-            metadata=self._metadata(given is not None),
-        )
-        return problem, split
-
     def _id(self) -> str | None:
         given = self._row.get("id")
         if self._fields.strict:
-            return str(given) if "id" in self._row else None
+            return None if given is None else str(given)
         usable = isinstance(given, str | int) and not isinstance(given, bool) and given != ""
         return str(given) if usable else None
 
     def _split(self) -> str:
-        if not self._fields.has_splits:
-            return ""
-        split = self._row.get("split", "")
-        if split is None and not self._fields.strict:
-            return ""
-        if split not in ("", *SPLITS):
-            raise InputError(
-                f'{self._where}: `split` is {split!r}; it must be "train" or "held_out"'
+        name = self._fields.split
+        split = (self._row.get(name) if name else None) or ""
+        if split not in SPLITS:
+            raise BadRowError(
+                f"has a `{name}` that is neither train nor held_out",
+                f'`{name}` is {short(split)}; it must be "train" or "held_out" (split_key = "" '
+                "in [data] takes no heed of it)",
             )
         return str(split)
 
     def _metadata(self, has_id: bool) -> Mapping[str, Any]:
         own = self._row.get("metadata")
         fields = self._fields
+        if fields.strict and not isinstance(own, Mapping) and "metadata" in self._row:
+            raise BadRowError("has metadata of another type", "`metadata` must be an object")
+        if not fields.metadata:
+            return {}
         if fields.strict:
-            if not isinstance(own, Mapping) and "metadata" in self._row:
-                raise InputError(f"{self._where}: `metadata` must be an object")
             return own or {}
         used = {fields.prompt, fields.answer, fields.domain}
         used |= {"id"} if has_id else set()
-        used |= {"split"} if fields.has_splits else set()
+        used |= {fields.split} if fields.split else set()
         rest = {name: value for name, value in self._row.items() if name not in used}
         if isinstance(own, Mapping):
             rest = {**own, **{name: rest[name] for name in rest if name != "metadata"}}
         return rest
 
-    def _clean_prompt(self) -> str | tuple[Message, ...]:
-        prompt, name = self._prompt, self._fields.prompt
-        if isinstance(prompt, str) and prompt:
-            return prompt
-        if not isinstance(prompt, list) or not prompt:
-            raise InputError(
-                f"{self._where}: `{name}` must be text or a list of chat messages, not "
-                f"{_short(prompt)}"
-            )
-        messages = tuple(self._message(message, name) for message in prompt)
-        if messages[-1]["role"] == "assistant" and not self._fields.strict:
-            raise InputError(
-                f"{self._where}: `{name}` ends with a message of the assistant, which is what the "
-                "model is to write; name a field with the conversation before it"
-            )
-        return messages
 
-    def _message(self, message: Any, name: str) -> Message:
-        if not self._fields.strict and isinstance(message, Mapping):
-            # A column of structs has every field in every message.
-            message = {key: value for key, value in message.items() if value is not None}
-        if (
-            not isinstance(message, Mapping)
-            or set(message) != {"role", "content"}
-            or not all(isinstance(value, str) for value in message.values())
-        ):
-            raise InputError(
-                f"{self._where}: a message of `{name}` must be "
-                f'{{"role": "…", "content": "…"}}, not {_short(message)}'
-            )
-        return {"role": message["role"], "content": message["content"]}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+def found_in(text: str, pattern: str) -> str | None:
+    """What `[data].answer_pattern` finds in an answer, where it fits last; None for nothing."""
+    if pattern == "boxed":
+        found = last_boxed(text)
+    else:
+        fits = list(re.finditer(GSM8K if pattern == "gsm8k" else pattern, text))
+        found = fits[-1][1] if fits else None
+    if found is not None and pattern == "gsm8k":
+        found = found.replace(",", "")
+    return found.strip() if found else None
 
 
 def _listed(names: list[str]) -> str:

@@ -23,7 +23,7 @@ from retrain.policies.local.base import BaseModel
 from retrain.policies.local.policy import LocalPolicy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.prompts import counting
-from retrain.tasks.registry import build_task
+from retrain.tasks.registry import task_of
 from retrain.training.evaluation import EvaluationResult, evaluate
 from retrain.types import Group, TrainBatch, pad_rows
 
@@ -68,7 +68,7 @@ class AdapterChecker:
         self._config = config
         self._base = base
         search_paths = config.plugins.search_paths
-        task = build_task(config.data, search_paths, counting(base.codec), base.context)
+        task = task_of(config, counting(base.codec), base.context)
         self._reward = build_reward(config.reward, search_paths, config.logging.log_dir)
         self._problems = task.held_out(config.evaluation.num_problems)
         if not self._problems:

@@ -23,7 +23,7 @@ from retrain.config.schema import ModelConfig, RunConfig
 from retrain.plugins import PluginError, file_of, resolve
 from retrain.tasks.download import missing
 from retrain.tasks.problems import ProblemListTask
-from retrain.tasks.registry import load_task
+from retrain.tasks.registry import load_task, needs_of
 from retrain.tasks.task import Task
 from retrain.types import Problem
 
@@ -49,10 +49,11 @@ def planned_contents(configs: Iterable[RunConfig]) -> list[Contents]:
     tasks: dict[str, Task | None] = {}
     found = []
     for config in configs:
-        key = json.dumps([config.data.model_dump(mode="json"), config.plugins.search_paths])
+        data, paths = config.data.model_dump(mode="json"), config.plugins.search_paths
+        key = json.dumps([data, paths, repr(needs_of(config))])
         if key not in tasks:
             here = not missing(config.data)
-            tasks[key] = load_task(config.data, config.plugins.search_paths) if here else None
+            tasks[key] = load_task(config) if here else None
         found.append(contents_of(config, tasks[key]))
     return found
 

@@ -39,7 +39,7 @@ from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.policy import Policy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.prompts import counting
-from retrain.tasks.registry import fit_task, load_task
+from retrain.tasks.registry import load_task, task_of
 from retrain.tasks.task import Task
 from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
@@ -170,7 +170,7 @@ def _train(
     point = find_resume_point(run_dir)
     if point.refusal:
         raise InputError(f"{name}: {point.refusal}")
-    task = load_task(config.data, config.plugins.search_paths)
+    task = load_task(config)
     contents = contents_of(config, task)
     changes = _changes(config, contents, point, allow_changes, record)
     if point.checkpoint and (began_with := record.contents.get("init_adapter")):
@@ -318,7 +318,7 @@ def assemble(
         condition=condition,
         config=config,
         policy=policy,
-        task=fit_task(task, config.data, counting(policy.codec), policy.context),
+        task=task_of(config, counting(policy.codec), policy.context, task),
         reward=build_reward(config.reward, search_paths, config.logging.log_dir),
         algorithm=algorithm,
         journal=Journal(

@@ -134,7 +134,7 @@ def load_base(model: ModelConfig, backend: BackendConfig) -> BaseModel:
     module.eval()
     module.to(device)
     vocabulary = vocabulary_of(module.config.get_text_config().to_dict())
-    codec = ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args, vocabulary)
+    codec = ChatCodec.of(tokenizer, ends, model, vocabulary)
     return BaseModel(module, codec, model.model)
 
 

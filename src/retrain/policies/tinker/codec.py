@@ -18,7 +18,7 @@ def load_codec(model: ModelConfig, tokenizer_id: str | None) -> ChatCodec:
         from retrain.models.tiny.codec import TinyTokenizer
 
         tokenizer = TinyTokenizer()
-        return ChatCodec(tokenizer, (tokenizer.eos_token_id,), model.chat_template_args)
+        return ChatCodec.of(tokenizer, [tokenizer.eos_token_id], model)
     from transformers import AutoTokenizer, GenerationConfig
 
     source = tokenizer_id or _hub_id(model.model)
@@ -34,7 +34,7 @@ def load_codec(model: ModelConfig, tokenizer_id: str | None) -> ChatCodec:
     for value in (_generation_ends(GenerationConfig, source, here), tokenizer.eos_token_id):
         if value is not None:
             ends.update(value if isinstance(value, list) else [value])
-    return ChatCodec(tokenizer, tuple(sorted(ends)), model.chat_template_args)
+    return ChatCodec.of(tokenizer, ends, model)
 
 
 def _generation_ends(reader: Any, source: str, here: dict[str, Any]) -> Any:
