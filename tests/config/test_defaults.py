@@ -132,7 +132,7 @@ def test_a_runs_own_config_keeps_what_it_says(tmp_path: Path) -> None:
     old = RunConfig.model_validate({**REAL, "loss": {"type": "gspo", "aggregation": "token_mean"}})
     path = tmp_path / "config.toml"
     path.write_text(run_config_toml(old))
-    loaded = read_resolved(path).require()
+    loaded = read_resolved(old, path).require()
     assert loaded.conditions[0].config == old
     assert old.data.source == "arithmetic"
     assert (old.sepa.steps, old.training.max_tokens) == (500, 10240)

@@ -342,7 +342,7 @@ def test_what_the_runs_are_cannot_change(mixed: Path, what: str) -> None:
     ("what", "message"),
     [
         ("campaign.max_retries=-1", "-1 does not fit; a whole number of 0 or more is wanted"),
-        ("campaign.max_workers=many", '"many" is text; a whole number of 0 or more is wanted'),
+        ("campaign.max_workers=many", '"many" is text; a whole number from 0 to 1024 is wanted'),
         ("campaign.devices=cuda0", '"cuda0" is no device'),
     ],
 )

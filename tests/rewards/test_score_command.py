@@ -238,6 +238,6 @@ def test_a_bar_is_drawn_on_a_terminal_alone(
     seen = io.StringIO()
     console = Console(file=seen, force_terminal=is_terminal)
     monkeypatch.setattr(score_command, "BAR_AFTER_S", 0.0)
-    monkeypatch.setattr(score_command, "Console", lambda **_: console)
+    monkeypatch.setattr(score_command, "Terminal", lambda **_: console)
     assert score(write(folder / "a.jsonl", *ROWS), "--config", "x.toml") == 0
     assert ("judging" in seen.getvalue()) == is_terminal

@@ -187,7 +187,7 @@ def test_without_a_key_or_a_network_it_trains_to_the_end_and_says_so_once(
 def test_a_tracker_that_dies_is_told_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(follower, "module_command", lambda module: [shutil.which("false")])
     with caplog.at_level(logging.WARNING, logger="retrain"):
         assert start(config(**OFFLINE), tmp_path).status == "done"
     (warning,) = caplog.messages

@@ -210,7 +210,7 @@ def numbered(batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     number = 0
     for batch in batches:
         try:
-            rows = batch.to_pylist()
+            rows = _plain_rows(batch)
         except UnicodeDecodeError:
             rows = [_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
         for row in rows:
@@ -220,6 +220,35 @@ def numbered(batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def _row(batch: Any) -> Any:
     try:
-        return batch.to_pylist()[0]
+        return _plain_rows(batch)[0]
     except UnicodeDecodeError as error:
         return BadRowError("is no UTF-8 text", f"not UTF-8 text: {error}")
+
+
+def _plain_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of an arrow table or batch. Floats of 16 and 32 bits become the shortest decimals
+    that name them: 0.1 and not 0.10000000149011612."""
+    import numpy as np
+    import pyarrow as pa
+
+    def shorter(kind: Any) -> Callable[[Any], Any] | None:
+        """What is to be done to values of a type; None when nothing is."""
+        if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+            narrow = np.float16 if pa.types.is_float16(kind) else np.float32
+            return lambda value: float(str(narrow(value)))
+        if pa.types.is_dictionary(kind):
+            return shorter(kind.value_type)
+        if pa.types.is_struct(kind):
+            inner = {part.name: change for part in kind if (change := shorter(part.type))}
+            return (lambda value: changed(value, inner)) if inner else None
+        if hasattr(kind, "value_type") and (each := shorter(kind.value_type)):
+            return lambda value: [None if item is None else each(item) for item in value]
+        return None
+
+    def changed(row: dict[str, Any], changes: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+        odd = {name: change(row[name]) for name, change in changes.items() if row[name] is not None}
+        return {**row, **odd}
+
+    changes = {part.name: change for part in batch.schema if (change := shorter(part.type))}
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return [changed(row, changes) for row in rows] if changes else rows
