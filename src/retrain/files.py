@@ -265,6 +265,7 @@ class RunRecord:
                 "attempts": 0,
                 "resumed_from": None,
                 "changes": [],
+                "contents": {},
                 "started_at": None,
                 "updated_at": None,
                 "finished_at": None,
@@ -305,6 +306,12 @@ class RunRecord:
     @property
     def is_final(self) -> bool:
         return self.status in FINAL_STATUSES
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """`retrain.training.contents` that the run was planned or last trained with; empty for one
+        that is older than these."""
+        return dict(self.data.get("contents") or {})
 
     def is_trained(self, max_steps: int) -> bool:
         """Whether there is nothing left to train: all steps are done, or the run has diverged."""

@@ -197,7 +197,7 @@ def _import(path: str, module_name: str, folders: list[str]) -> ModuleType:
         raise PluginError(
             f"{path}: importing {module_name} failed: {type(error).__name__}: {error}"
         ) from error
-    mine = _file_in(folders, module_name)
+    mine = file_of(folders, module_name)
     if mine is not None and Path(_origin(module)).resolve() != mine.resolve():
         raise PluginError(
             f"{path}: {mine} is hidden by another module {module_name} ({_origin(module)}); "
@@ -220,7 +220,8 @@ def _not_found(path: str, missing: str, folders: list[str]) -> str:
     return f"{path}: there is no module {missing!r} {where}{near}"
 
 
-def _file_in(folders: list[str], module_name: str) -> Path | None:
+def file_of(folders: Sequence[str], module_name: str) -> Path | None:
+    """The source of a module in the first of these folders that has it."""
     for folder in folders:
         base = Path(folder).joinpath(*module_name.split("."))
         for file in (base / "__init__.py", base.with_name(base.name + ".py")):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from retrain.config.dump import run_config_toml
 from retrain.config.load import (
     Override,
     config_from_mapping,
@@ -263,13 +262,12 @@ def test_options_for_a_resolved_config_are_taken_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config_from_mapping({"plugins": {"search_paths": ["lib"]}}, base_dir=tmp_path / "project")
-    path = tmp_path / "run" / "config.toml"
-    path.parent.mkdir()
-    path.write_text(run_config_toml(run.run_config(run.conditions[0], 1)))
+    config, path = run.run_config(run.conditions[0], 1), tmp_path / "run" / "config.toml"
     monkeypatch.chdir(tmp_path)
 
     def paths(*options: str) -> list[str]:
-        loaded = read_resolved(path, [parse_set(option) for option in options]).require()
+        given = [parse_set(option) for option in options]
+        loaded = read_resolved(config, path, given).require()
         return loaded.run_config(loaded.conditions[0], 1).plugins.search_paths
 
     assert paths() == [str(tmp_path / "project"), str(tmp_path / "project/lib")]

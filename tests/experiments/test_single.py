@@ -18,7 +18,7 @@ from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 from retrain.experiments.single import SingleResult, run_single
 from retrain.files import RunRecord
-from retrain.locks import LockedError
+from retrain.locks import FolderLock, LockedError
 from retrain.processes import ProcessId
 from retrain.training import run as training
 from retrain.training.place import Place
@@ -70,11 +70,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, outcome: RunResult | BaseException)
         on_row: OnRow,
         stop: Callable[[], bool],
         allow_changes: Collection[str],
+        lock: FolderLock,
     ) -> RunResult:
         assert config.training.seed == 7
         assert place == Place(config.backend)
         assert not stop()
         assert not allow_changes
+        lock.check()
         record = RunRecord.read(run_dir)
         assert (record.data["name"], record.data["condition"]) == (name, condition)
         record.update(status="running")
@@ -132,8 +134,12 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     folder = tmp_path / "mine"
     run(single(tmp_path), run_dir=folder)
     before = (folder / "run.json").read_bytes()
-    with pytest.raises(InputError, match="already holds a run"):
+    message = f"already holds a run; to go on: retrain resume {folder}; for a new one give another"
+    with pytest.raises(InputError, match=message):
         run(single(tmp_path), run_dir=folder)
+    # Another one than it is does not go on in its place.
+    with pytest.raises(InputError, match=message):
+        run(single(tmp_path), run_dir=folder, name="other_s7", condition="other")
     assert (folder / "run.json").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
@@ -147,6 +153,36 @@ def test_a_planned_run_may_be_trained_in_its_folder(
     RunRecord.create(tmp_path / "a_s7", name="a_s7", condition="a", seed=7, max_steps=3)
     result, _ = run(single(tmp_path), run_dir=tmp_path / "a_s7")
     assert result.exit_code == 0
+
+
+def test_the_command_of_a_planned_run_goes_on_when_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, KeyboardInterrupt())
+    planned = {"run_dir": tmp_path / "rerun" / "a_s7", "name": "a_s7", "condition": "a"}
+    result, _ = run(single(tmp_path), **planned)
+    assert (result.exit_code, result.status) == (130, "stopped")
+    pretend(monkeypatch, ending("done"))
+    result, _ = run(single(tmp_path), **planned)
+    assert (result.exit_code, result.status) == (0, "done")
+
+
+def test_of_two_that_are_started_together_one_has_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds the first one training, and leaves its name and seed alone."""
+    folder = tmp_path / "mine"
+
+    def second(config: RunConfig, run_dir: Path, **_: Any) -> RunResult:
+        before = (folder / "run.json").read_bytes()
+        with pytest.raises(LockedError, match="mine is in use by process"):
+            run(single(tmp_path), run_dir=folder, name="b_s7", condition="b")
+        assert (folder / "run.json").read_bytes() == before
+        return ending("done")
+
+    monkeypatch.setattr(training, "train_run", second)
+    assert run(single(tmp_path), run_dir=folder, name="a_s7", condition="a")[0].status == "done"
+    assert RunRecord.read(folder).data["name"] == "a_s7"
 
 
 @pytest.mark.parametrize(

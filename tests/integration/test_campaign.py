@@ -194,7 +194,7 @@ def test_a_single_run_measures_the_same_and_keeps_its_folder(
     before = metrics(tmp_path)
     code, output = retrain(tmp_path, config, "--run-dir", "mine")
     assert code == 2
-    assert "mine already holds a run" in output
+    assert "mine already holds a run; to go on: retrain resume mine" in output
     assert metrics(tmp_path) == before
 
 

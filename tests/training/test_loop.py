@@ -18,6 +18,7 @@ from retrain.files import RunRecord, read_json, read_jsonl
 from retrain.locks import FolderLock
 from retrain.models.lora import LoraSpec
 from retrain.policies.local.policy import LocalPolicy
+from retrain.tasks.registry import load_task
 from retrain.training.loop import train
 from retrain.training.resume import find_resume_point
 from retrain.training.run import assemble
@@ -220,7 +221,8 @@ def test_nan_logprobs_name_the_problem(tmp_path: Path) -> None:
     policy.adapter.params.fill_(float("nan"))
     with FolderLock(tmp_path).acquire() as lock:
         start = find_resume_point(tmp_path)
-        run = assemble(settings, record, state, base, start, None, lambda: False, lock)
+        task = load_task(settings.data)
+        run = assemble(settings, record, state, base, task, start, None, lambda: False, lock)
         with pytest.raises(DivergedError, match=r"step 0.*problem arithmetic"):
             train(replace(run, policy=policy))
 

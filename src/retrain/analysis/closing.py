@@ -103,7 +103,7 @@ def shared_notes(comparison: Comparison) -> list[str]:
     for contrast in comparison.contrasts:
         for note in contrast.judgement.verdict.notes:
             about.setdefault(note, []).append(contrast_name(contrast, comparison))
-    lines = []
+    lines = list(comparison.unlike)
     for note, names in about.items():
         who = "" if len(names) == len(comparison.contrasts) else f"{', '.join(names)}: "
         lines.append(who + (note if who else note[0].upper() + note[1:]) + ".")

@@ -9,10 +9,9 @@ from pathlib import Path
 from retrain.analysis.reading import items
 from retrain.analysis.records import CampaignRecord, RunView
 from retrain.analysis.settings import ReportSettings
-from retrain.config.changes import differences, identity
+from retrain.config.changes import CONTENTS, differences, identity
 from retrain.config.dump import read_run_config
 from retrain.config.messages import show
-from retrain.config.schema import RunConfig
 from retrain.errors import InputError
 
 
@@ -67,10 +66,12 @@ def _require_same_conditions(first: CampaignRecord, other: CampaignRecord) -> No
             f"condition {odd[0]}"
         )
     for label in first.conditions:
-        mine, theirs = _config(first.of(label)), _config(other.of(label))
-        if mine is None or theirs is None:
+        one, another = _readable(first.of(label)), _readable(other.of(label))
+        if one is None or another is None:
             continue
-        changes = [c for c in differences(identity(mine), theirs) if c.key != "training.seed"]
+        mine, theirs = read_run_config(one.config), read_run_config(another.config)
+        found = differences(identity(mine, one.contents), theirs, another.contents)
+        changes = [change for change in found if change.key != "training.seed"]
         if mine.training.max_steps != theirs.training.max_steps:
             steps = mine.training.max_steps, theirs.training.max_steps
             raise InputError(_unlike(first, other, label, "training.max_steps", *steps))
@@ -82,10 +83,9 @@ def _require_same_conditions(first: CampaignRecord, other: CampaignRecord) -> No
 def _unlike(
     first: CampaignRecord, other: CampaignRecord, label: str, key: str, a: object, b: object
 ) -> str:
-    return (
-        f"{first.folder} and {other.folder} cannot be pooled: {label} has {key} = {show(a)} in the "
-        f"first and {show(b)} in the second"
-    )
+    values = f"{show(a)} in the first and {show(b)} in the second"
+    what = f"{CONTENTS[key]} of {label} have content" if key in CONTENTS else f"{label} has {key} ="
+    return f"{first.folder} and {other.folder} cannot be pooled: {what} {values}"
 
 
 def _require_same_settings(first: CampaignRecord, other: CampaignRecord, *, chosen: bool) -> None:
@@ -99,5 +99,5 @@ def _require_same_settings(first: CampaignRecord, other: CampaignRecord, *, chos
         )
 
 
-def _config(runs: Sequence[RunView]) -> RunConfig | None:
-    return next((read_run_config(run.config) for run in runs if run.config.is_file()), None)
+def _readable(runs: Sequence[RunView]) -> RunView | None:
+    return next((run for run in runs if run.config.is_file()), None)

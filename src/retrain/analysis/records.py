@@ -90,6 +90,8 @@ class RunView:
     result: RunResult = field(default_factory=RunResult)
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """`retrain.training.contents`; empty when they are not known."""
 
     @property
     def steps_left(self) -> int | None:
@@ -323,6 +325,7 @@ def read_run(
         result=result,
         versions={key: str(value) for key, value in nested(record, "versions").items()},
         device=text(record, "device") or None,
+        contents={key: str(value) for key, value in nested(record, "contents").items()},
     )
 
 

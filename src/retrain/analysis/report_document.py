@@ -31,6 +31,7 @@ def report_document(campaign: CampaignRecord, comparison: Comparison) -> dict[st
             "recorded_before_the_first_run": comparison.recorded and not comparison.changes,
             "changes": list(comparison.changes),
         },
+        "unlike": list(comparison.unlike),
         "seeds": list(comparison.seeds),
         "conditions": [_condition(condition) for condition in comparison.conditions],
         "contrasts": [_planned(contrast) for contrast in comparison.contrasts],

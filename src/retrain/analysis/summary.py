@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from retrain.analysis.alike import unlike
 from retrain.analysis.futility import dropped_pairs
 from retrain.analysis.multiplicity import benjamini_hochberg
 from retrain.analysis.paired import intention_to_treat, paired_differences, sign_flip_p
@@ -104,6 +105,8 @@ class Comparison:
     seeds: tuple[int, ...]
     conditions: tuple[ConditionSummary, ...]
     contrasts: tuple[PlannedContrast, ...]
+    unlike: tuple[str, ...] = ()
+    """What runs should have in common and have not."""
 
     @property
     def confidence(self) -> float:
@@ -183,6 +186,7 @@ def compare(
         seeds=seeds,
         conditions=tuple(summaries[label] for label in labels),
         contrasts=_contrasts(chosen, labels, seeds, summaries, campaign.manifest),
+        unlike=unlike(campaign),
     )
 
 

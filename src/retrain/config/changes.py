@@ -1,7 +1,8 @@
 """What of a config may change when a run goes on from a checkpoint.
 
 A resumed run is the run it would have been; so a key that has a say in what is computed must not
-change. The others are bookkeeping, or only tell where it is computed.
+change, nor what stands behind a name: problems, code, files. The other keys are bookkeeping, or
+only tell where it is computed.
 """
 
 from __future__ import annotations
@@ -79,6 +80,23 @@ OF_THE_PLAN = frozenset(
 
 CAMPAIGN_MAY_CHANGE = MAY_CHANGE - OF_THE_PLAN
 
+CONTENTS = {
+    "data": "the problems",
+    "reward": "the code of the reward",
+    "algorithm": "the code of the algorithm",
+    "model": "the files of the model",
+    "init_adapter": "the adapter to start from",
+}
+"""What a run is made of besides its config (`training.contents`), in words."""
+
+PATHS = {
+    "data.path": "data",
+    "data.held_out_path": "data",
+    "model.model": "model",
+    "model.init_adapter": "init_adapter",
+}
+"""Keys that may say another place where the same content lies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -92,20 +110,25 @@ class Change:
         return f"{self.key}: was {show(self.before)}, is now {show(self.now)}"
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    """`table.key` -> value of everything that decides what the run computes; plain JSON."""
+def identity(config: RunConfig, contents: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """`table.key` -> value of everything that decides what the run computes, and a hash of each of
+    its `CONTENTS` as far as they are known; plain JSON."""
     fixed_length = config.training.lr_schedule != "constant"
-    return {
+    keys = {
         place: value
         for place, value in _values(config).items()
         if place not in MAY_CHANGE or (fixed_length and place == "training.max_steps")
     }
+    return {**keys, **(contents or {})}
 
 
-def differences(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
-    """Where `config` is another run than the one whose `identity` is `before`.
+def differences(
+    before: Mapping[str, Any], config: RunConfig, contents: Mapping[str, str] | None = None
+) -> list[Change]:
+    """Where `config` with `contents` is another run than the one whose `identity` is `before`.
 
-    A key that `before` does not know, as it is younger, had its default value.
+    A key that `before` does not know, as it is younger, had its default value. Another path to the
+    same content is no difference.
     """
     now = identity(config)
     defaults = identity(RunConfig())
@@ -119,7 +142,12 @@ def differences(before: Mapping[str, Any], config: RunConfig) -> list[Change]:
             continue
         if old != full[key]:
             changes.append(Change(key, old, full[key]))
-    return changes
+    known = {name: value for name, value in (contents or {}).items() if name in before}
+    same = {name for name, value in known.items() if before[name] == value}
+    return [
+        *(change for change in changes if PATHS.get(change.key) not in same),
+        *(Change(name, before[name], value) for name, value in known.items() if name not in same),
+    ]
 
 
 def changes_in(keys: Collection[str], before: RunConfig, now: RunConfig) -> list[Change]:
@@ -149,29 +177,39 @@ def refuse_changes(
 
     allowed: values of `--allow-change`. what: the run, for the message.
     """
-    unknown = sorted(set(allowed) - _known())
+    unknown = sorted(set(allowed) - _known() - set(CONTENTS))
     if unknown:
-        raise InputError(f"--allow-change {unknown[0]}: no such key; write it as table.key")
+        names = ", ".join(CONTENTS)
+        raise InputError(
+            f"--allow-change {unknown[0]}: no such key; write it as table.key, or one of {names}"
+        )
     refused = [change for change in changes if change.key not in allowed]
     if not refused:
         return list(changes)
-    free = ", ".join(sorted(MAY_CHANGE))
     options = " ".join(f"--allow-change {change.key}" for change in refused)
     remedy = (
-        "; a resumed run must be the run it would have been: take the old values, or accept that "
-        f"it is another run from here on: {options} (these may always change: {free}; max_steps "
-        'only with lr_schedule = "constant")'
+        "; a resumed run must be the run it would have been: take back what was changed, or accept "
+        f"that it is another run from here on: {options}"
     )
+    if any(change.key not in CONTENTS for change in refused):
+        free = ", ".join(sorted(MAY_CHANGE))
+        remedy += f" (these may always change: {free}; max_steps only with lr_schedule = "
+        remedy += '"constant")'
     issues = [
-        ConfigIssue(
-            change.key,
-            f"was {show(change.before)} when {what} was trained, and is now {show(change.now)}"
-            # Once, after all of them.
-            + (remedy if change is refused[-1] else ""),
-        )
+        # The remedy once, after all of them.
+        ConfigIssue(change.key, _refusal(change, what) + (remedy if change is refused[-1] else ""))
         for change in refused
     ]
     raise ConfigError(issues)
+
+
+def _refusal(change: Change, what: str) -> str:
+    if change.key in CONTENTS:
+        return (
+            f"{CONTENTS[change.key]} changed since {what} began (content {change.before} then, "
+            f"{change.now} now)"
+        )
+    return f"was {show(change.before)} when {what} was trained, and is now {show(change.now)}"
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

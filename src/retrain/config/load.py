@@ -145,10 +145,11 @@ def read_config(
     return _resolve(values, path, path.parent.resolve(), path.name, overrides, seeds)
 
 
-def read_resolved(path: Path, overrides: Sequence[Override] = ()) -> Reading:
+def read_resolved(run: RunConfig, path: Path, overrides: Sequence[Override] = ()) -> Reading:
     """The same for the config in a run's folder, in which all paths are absolute; those in options
     are taken from the current folder."""
-    reading = _resolve(read_toml(path), path, Path.cwd(), path.name, overrides, None)
+    values = run.model_dump(mode="json", exclude_none=True)
+    reading = _resolve(values, path, Path.cwd(), path.name, overrides, None)
     return replace(reading, loaded=replace(reading.loaded, is_resolved=True))
 
 

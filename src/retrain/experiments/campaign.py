@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from retrain.files import (
     create_timestamped_folder,
 )
 from retrain.locks import FolderLock
+from retrain.training.contents import Contents, planned_contents
 
 RERUN_SCRIPT = "run_all.sh"
 
@@ -61,18 +62,19 @@ def create_campaign(loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> Manifes
     """Write a campaign's folder with everything but results; starts nothing.
 
     The folder appears with all of its files in one instant: a campaign that can be seen can be
-    resumed.
+    resumed. Raises InputError when its data cannot be read.
     """
     if loaded.config.campaign is None:
         raise InputError(f"{loaded.name} has no [campaign] table")
+    contents = contents_by_condition(runs)
     # The first run's folder is absolute, and log_dir is no matter of conditions.
     folder = create_timestamped_folder(Path(runs[0].config.logging.log_dir), "campaign")
     aside = folder.with_name(f".{folder.name}.tmp")
     try:
         aside.mkdir()
-        write_plan(aside, loaded, runs)
+        write_plan(aside, loaded, runs, contents)
         atomic_write_text(aside / RERUN_SCRIPT, rerun_script(runs), mode=0o755)
-        Manifest.create(aside, loaded, runs)
+        Manifest.create(aside, loaded, runs, contents)
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -82,7 +84,18 @@ def create_campaign(loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> Manifes
     return Manifest.read(folder)
 
 
-def write_plan(folder: Path, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> None:
+def contents_by_condition(runs: Sequence[PlannedRun]) -> dict[str, Contents]:
+    """What the runs of each condition are made of, which is the same under every seed."""
+    configs = {run.condition: run.config for run in reversed(runs)}
+    return dict(zip(configs, planned_contents(configs.values()), strict=True))
+
+
+def write_plan(
+    folder: Path,
+    loaded: LoadedConfig,
+    runs: Sequence[PlannedRun],
+    contents: Mapping[str, Contents],
+) -> None:
     """The campaign's file and the folders of these runs, each pending."""
     if loaded.path is not None:
         atomic_write_bytes(folder / CAMPAIGN_FILE, loaded.path.read_bytes())
@@ -96,5 +109,6 @@ def write_plan(folder: Path, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -
             condition=run.condition,
             seed=run.seed,
             max_steps=run.max_steps,
+            contents=contents[run.condition],
         )
         atomic_write_text(folder / run.config_path, run_config_toml(run.config))

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from retrain.config.changes import differences, identity
+from retrain.config.changes import CONTENTS, Change, differences, identity, refuse_changes
 from retrain.config.load import LoadedConfig
 from retrain.config.messages import show
 from retrain.errors import ConfigError, ConfigIssue, InputError
-from retrain.experiments.campaign import write_plan
+from retrain.experiments.campaign import contents_by_condition, write_plan
 from retrain.experiments.manifest import CAMPAIGN_FILE, Manifest, report_settings, stopping_rule
 from retrain.experiments.plan import PlannedRun, plan_runs, rerun_script
 from retrain.files import atomic_write_bytes, atomic_write_text
 
 
 def extend_campaign(
-    manifest: Manifest, loaded: LoadedConfig, script: str, *, allow_new: bool
+    manifest: Manifest,
+    loaded: LoadedConfig,
+    script: str,
+    *,
+    allow_new: bool,
+    allow_changes: Collection[str] = (),
 ) -> tuple[PlannedRun, ...]:
     """Plan the runs that `loaded` has and the campaign lacks; the new runs.
 
     Runs that `loaded` no longer has stay as they are. The campaign's file is replaced, and what it
     was is kept as `campaign.1.toml`, `campaign.2.toml`, …
 
-    Raises ConfigError when a condition that has runs was changed, and InputError when there are
-    new runs without `allow_new`.
+    allow_changes: contents that may be others than those of the runs that are there.
+
+    Raises ConfigError when a condition that has runs was changed, also in its contents, and
+    InputError when there are new runs without `allow_new`.
     """
     if not loaded.is_campaign:
         raise InputError(f"{loaded.name} is no campaign, and {manifest.folder} is one")
     before = {run.name: run for run in manifest.planned()}
     planned = plan_runs(loaded)
-    issues = [
-        issue
-        for run in planned
-        if run.name in before
-        for issue in _changed(before[run.name], run, loaded.name)
-    ]
+    contents = contents_by_condition(planned)
+    changes: list[Change] = []
+    issues: list[ConfigIssue] = []
+    for run in planned:
+        if run.name not in before:
+            continue
+        begun, now = manifest.contents(run.condition), contents[run.condition]
+        found = differences(identity(before[run.name].config, begun), run.config, now)
+        changes += (change for change in found if change.key in CONTENTS)
+        issues += _changed(before[run.name], run, found, loaded.name)
     new = tuple(run for run in planned if run.name not in before)
     wanted = {run.name for run in planned}
     gone = [run for run in before.values() if run.name not in wanted]
@@ -49,6 +60,7 @@ def extend_campaign(
             "campaign"
         )
         raise ConfigError([*unique, ConfigIssue("", remedy)])
+    refuse_changes([*dict.fromkeys(changes)], allow_changes, what=manifest.folder.name)
     if not new:
         return ()
     if not allow_new:
@@ -59,8 +71,8 @@ def extend_campaign(
         )
     folder = manifest.folder
     _keep_old_file(manifest)
-    write_plan(folder, loaded, new)
-    manifest.extend(loaded, new)
+    write_plan(folder, loaded, new, contents)
+    manifest.extend(loaded, new, contents)
     atomic_write_text(folder / script, rerun_script(manifest.planned()), mode=0o755)
     return new
 
@@ -101,8 +113,9 @@ def _refuse_other_rule(manifest: Manifest, loaded: LoadedConfig) -> None:
         raise ConfigError([ConfigIssue("campaign.stopping", message, file=loaded.name)])
 
 
-def _changed(before: PlannedRun, now: PlannedRun, file: str) -> list[ConfigIssue]:
-    changes = differences(identity(before.config), now.config)
+def _changed(
+    before: PlannedRun, now: PlannedRun, changes: Sequence[Change], file: str
+) -> list[ConfigIssue]:
     issues = [
         ConfigIssue(
             change.key,
@@ -111,6 +124,7 @@ def _changed(before: PlannedRun, now: PlannedRun, file: str) -> list[ConfigIssue
             file=file,
         )
         for change in changes
+        if change.key not in CONTENTS
     ]
     if before.max_steps != now.max_steps and not any(
         c.key == "training.max_steps" for c in changes

@@ -14,8 +14,10 @@ from retrain.config.evidence import recorded
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import CampaignConfig, SqueezeConfig
 from retrain.errors import InputError
+from retrain.experiments.paths import moved
 from retrain.experiments.plan import PlannedRun
 from retrain.files import atomic_write_json, read_json, utc_now
+from retrain.training.contents import Contents
 
 CAMPAIGN_FILE = "campaign.toml"
 SCHEMA = 1
@@ -40,8 +42,14 @@ class Manifest:
         self._runs: dict[str, dict[str, Any]] = {run["name"]: run for run in data["runs"]}
 
     @classmethod
-    def create(cls, folder: Path, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> Self:
-        """Write the plan, every run pending."""
+    def create(
+        cls,
+        folder: Path,
+        loaded: LoadedConfig,
+        runs: Sequence[PlannedRun],
+        contents: Mapping[str, Contents],
+    ) -> Self:
+        """Write the plan, every run pending. contents: of each condition."""
         campaign = loaded.config.campaign
         assert campaign is not None
         data: dict[str, Any] = {
@@ -50,7 +58,7 @@ class Manifest:
             "campaign_file": CAMPAIGN_FILE,
             "retrain_version": __version__,
             "status": "pending",
-            "conditions": _conditions(loaded),
+            "conditions": _conditions(loaded, contents),
             "seeds": list(loaded.seeds),
             "max_steps": max(run.max_steps for run in runs),
             **{key: getattr(campaign, key) for key in EXECUTION_KEYS},
@@ -132,23 +140,34 @@ class Manifest:
         self.data.update({key: getattr(campaign, key) for key in EXECUTION_KEYS})
         self.write()
 
+    def contents(self, condition: str) -> Contents:
+        """The contents with which a condition was planned; empty when they were not kept."""
+        entries = {entry["label"]: entry for entry in self.data["conditions"]}
+        return dict(entries.get(condition, {}).get("contents", {}))
+
     def planned(self) -> tuple[PlannedRun, ...]:
-        """All its runs, each with the config in its folder. Raises InputError when one is gone."""
+        """All its runs, each with the config in its folder, its paths as they are now. Raises
+        InputError when one is gone."""
+        place = self.folder.resolve().name
         return tuple(
             PlannedRun(
                 name=entry["name"],
                 condition=entry["condition"],
                 seed=entry["seed"],
-                config=read_run_config(self.folder / entry["config"]),
+                config=moved(read_run_config(self.folder / entry["config"]), self.folder, place),
             )
             for entry in self.data["runs"]
         )
 
-    def extend(self, loaded: LoadedConfig, runs: Sequence[PlannedRun]) -> None:
+    def extend(
+        self, loaded: LoadedConfig, runs: Sequence[PlannedRun], contents: Mapping[str, Contents]
+    ) -> None:
         """Add pending runs, and the conditions and seeds they come from; they bear the time, since
         runs that are added after others were seen are not what was planned."""
         labels = {condition["label"] for condition in self.data["conditions"]}
-        self.data["conditions"] += [c for c in _conditions(loaded) if c["label"] not in labels]
+        self.data["conditions"] += [
+            c for c in _conditions(loaded, contents) if c["label"] not in labels
+        ]
         self.data["seeds"] = list(dict.fromkeys([*self.data["seeds"], *loaded.seeds]))
         steps = [run.max_steps for run in runs]
         self.data["max_steps"] = max([self.data["max_steps"], *steps])
@@ -218,13 +237,14 @@ def _entry(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _conditions(loaded: LoadedConfig) -> list[dict[str, Any]]:
+def _conditions(loaded: LoadedConfig, contents: Mapping[str, Contents]) -> list[dict[str, Any]]:
     return [
         {
             "label": condition.label,
             "advantage_mode": condition.advantage_mode,
             "transform_mode": condition.transform_mode,
             "changes": condition.changes,
+            "contents": contents[condition.label],
         }
         for condition in loaded.conditions
     ]

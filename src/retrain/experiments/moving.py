@@ -14,6 +14,7 @@ from retrain.analysis.words import plural
 from retrain.config.changes import (
     CAMPAIGN_MAY_CHANGE,
     OF_THE_PLAN,
+    PATHS,
     Change,
     changes_in,
     with_changes,
@@ -25,14 +26,15 @@ from retrain.errors import ConfigError, ConfigIssue
 from retrain.experiments.manifest import Manifest
 from retrain.experiments.plan import PlannedRun, plan_runs
 from retrain.files import atomic_write_text
+from retrain.training.checkpoint import checkpoint_folders
 
 # Components of a reward have keys of their own that may change; in all else they are the same.
-_TAKEN = CAMPAIGN_MAY_CHANGE | {"reward.components"}
+_TAKEN = CAMPAIGN_MAY_CHANGE | PATHS.keys() | {"reward.components"}
 # How long runs are is judged elsewhere; a campaign that was moved has another folder.
 _KEPT = OF_THE_PLAN - {"training.max_steps", "logging.log_dir"}
 
 
-def move_runs(
+def moved_runs(
     manifest: Manifest,
     runs: Sequence[PlannedRun],
     loaded: LoadedConfig | None,
@@ -40,31 +42,35 @@ def move_runs(
     console: Console,
 ) -> tuple[PlannedRun, ...]:
     """These runs with what `loaded`, else `overrides`, say of keys in which the runs of a campaign
-    may change. Their configs are written anew, and the console is told.
+    may change. The console is told what they do not take. Nothing is written.
 
-    Raises ConfigError, before anything is written, for a value that does not fit.
+    Raises ConfigError for a value that does not fit, and for a part that is not there.
     """
     if loaded is not None:
         others = {run.name: run.config for run in plan_runs(loaded)}
-    elif overrides:
-        others = _with_options(manifest, runs, overrides)
     else:
-        return tuple(runs)
-    moved, changed, kept = [], Counter[str](), Counter[str]()
+        others = _with_options(manifest, runs, overrides)
+    result, kept = [], Counter[str]()
     for run in runs:
         other = others.get(run.name, run.config)
-        changes = changes_in(_TAKEN, run.config, other)
-        moved.append(replace(run, config=with_changes(run.config, changes)))
-        changed.update(map(str, changes))
+        config = with_changes(run.config, changes_in(_TAKEN, run.config, other))
+        result.append(replace(run, config=config))
         kept.update(map(_kept, changes_in(_KEPT, run.config, other)))
-    for before, now in zip(runs, moved, strict=True):
-        if before.config != now.config:
-            atomic_write_text(manifest.folder / now.config_path, run_config_toml(now.config))
-    for text, count in changed.items():
-        console.print(Text(f"{text} ({_in(count, runs)})"), soft_wrap=True)
     for text, count in kept.items():
         console.print(Text(f"{text} ({_in(count, runs)})", style="yellow"), soft_wrap=True)
-    return tuple(moved)
+    return tuple(result)
+
+
+def write_moved(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -> None:
+    """Write the configs of these runs where they are others now, and tell the console."""
+    changed = Counter[str]()
+    for run in runs:
+        before = read_run_config(manifest.folder / run.config_path)
+        if before != run.config:
+            atomic_write_text(manifest.folder / run.config_path, run_config_toml(run.config))
+            changed.update(map(str, changes_in(_TAKEN | OF_THE_PLAN, before, run.config)))
+    for text, count in changed.items():
+        console.print(Text(f"{text} ({_in(count, runs)})"), soft_wrap=True)
 
 
 def _with_options(
@@ -72,23 +78,32 @@ def _with_options(
 ) -> dict[str, RunConfig]:
     found: dict[str, RunConfig] = {}
     checked: set[str] = set()
+    # What only the first step needs may be gone when every run of a condition is further.
+    fresh = {run.condition for run in runs if not checkpoint_folders(manifest.folder / run.folder)}
     for run in runs:
         found[run.name] = with_options(
-            manifest.folder / run.config_path, overrides, check=run.condition not in checked
+            run.config,
+            manifest.folder / run.config_path,
+            overrides,
+            check=run.condition not in checked,
+            begun=run.condition not in fresh,
         )
         checked.add(run.condition)
     return found
 
 
-def with_options(path: Path, overrides: Sequence[Override], *, check: bool) -> RunConfig:
-    """The config of a run that has begun, with what options say of it and nothing else changed.
+def with_options(
+    before: RunConfig, path: Path, overrides: Sequence[Override], *, check: bool, begun: bool
+) -> RunConfig:
+    """The config of a run with what options say of it and nothing else changed.
 
-    check: whether its parts are tried. Raises ConfigError with all that is wrong.
+    path: where it lies, for messages. check: whether its parts are tried. begun: whether it has a
+    checkpoint. Raises ConfigError with all that is wrong.
     """
     from retrain.preflight import check_reading
 
-    before, reading = read_run_config(path), read_resolved(path, overrides)
-    loaded = check_reading(reading, begun=True)[0] if check else reading.require()
+    reading = read_resolved(before, path, overrides)
+    loaded = check_reading(reading, begun=begun)[0] if check else reading.require()
     idle = [
         ConfigIssue(override.place, "says nothing of a run; leave it out", file=override.source)
         for override in overrides

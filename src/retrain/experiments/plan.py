@@ -98,7 +98,8 @@ SCRIPT = """\
 #
 #   ./run_all.sh [FOLDER]     (default: rerun_<time> beside this script)
 #
-# A failed run does not stop the others; the exit code is then 1. To use a certain retrain, put it
+# With a FOLDER that holds some of them it goes on there, and leaves what is finished alone. A run
+# that fails does not stop the others; the exit code is then 1. To use a certain retrain, put it
 # into the variable RETRAIN.
 set -u
 
@@ -122,7 +123,7 @@ run() {{
   "${{retrain[@]}}" run "$here/$config" --run-dir "$out/$name" \\
     --name "$name" --condition "$condition" || code=$?
   if [ "$code" -eq 130 ]; then
-    echo "interrupted in $name" >&2
+    echo "interrupted in $name; to go on: $(printf '%q ' "$0" "$out")" >&2
     exit 130
   fi
   if [ "$code" -ne 0 ]; then

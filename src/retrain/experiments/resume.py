@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from rich.text import Text
 from retrain.analysis.records import MANIFEST_FILE, RunView, read_run
 from retrain.analysis.words import plural
 from retrain.causes import DISK, INFRASTRUCTURE, remedy
-from retrain.config.changes import CAMPAIGN_MAY_CHANGE, differences, identity, refuse_changes
+from retrain.config.changes import CAMPAIGN_MAY_CHANGE, CONTENTS, PATHS, Change, refuse_changes
 from retrain.config.dump import read_run_config
 from retrain.config.load import LoadedConfig, Override, config_from_mapping
+from retrain.config.schema import RunConfig
 from retrain.config.stopping_checks import too_few_runs
 from retrain.errors import InputError, RetrainError
 from retrain.experiments.auto_squeeze import finish_squeeze
@@ -23,15 +25,21 @@ from retrain.experiments.campaign import RERUN_SCRIPT
 from retrain.experiments.conclusion import CampaignResult, conclude
 from retrain.experiments.extend import extend_campaign
 from retrain.experiments.manifest import EXECUTION_KEYS, Manifest
-from retrain.experiments.moving import move_runs, with_options
+from retrain.experiments.moving import moved_runs, with_options, write_moved
 from retrain.experiments.outlook import nothing_in
-from retrain.experiments.paths import shown
+from retrain.experiments.paths import moved, shown
 from retrain.experiments.plan import PlannedRun, first_runs
 from retrain.experiments.session import MakeExecutor, train_campaign
 from retrain.experiments.single import SingleResult, continue_single
 from retrain.experiments.stopping import give_up_dropped, tally
 from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
+from retrain.training.checkpoint import checkpoint_folders
+from retrain.training.contents import Contents, contents_at, planned_contents
+from retrain.training.resume import changes_at, find_resume_point
+
+_WHERE = CAMPAIGN_MAY_CHANGE | PATHS.keys()
+"""Keys of runs that options may change for a campaign."""
 
 
 def resume(
@@ -48,20 +56,23 @@ def resume(
 
     loaded:        the config that it is to go on with; by default the one it was started with.
     overrides:     changes to that default; of a campaign only how and where its runs are trained.
-    allow_changes: keys in which a run may become another one from here on.
+    allow_changes: keys and contents in which a run may become another one from here on; of a
+                   campaign only its contents, and keys that say where they lie.
     retry_failed:  also try runs again that failed by an error of their own.
     extend:        train the runs that `loaded` adds to the campaign.
     """
     console = console or Console()
     if is_campaign(folder):
-        if allow_changes:
+        if odd := sorted(set(allow_changes) - CONTENTS.keys() - PATHS.keys()):
             raise InputError(
-                "--allow-change is for a single run: the runs of a campaign must stay comparable"
+                f"--allow-change {odd[0]} is for a single run: the runs of a campaign must stay "
+                f"comparable; of a campaign only {', '.join(CONTENTS)} may be allowed to change"
             )
         return resume_campaign(
             folder,
             loaded=loaded,
             overrides=overrides,
+            allow_changes=allow_changes,
             retry_failed=retry_failed,
             extend=extend,
             console=console,
@@ -91,19 +102,21 @@ def resume_run(
 ) -> SingleResult:
     """Go on with one run, in this process."""
     record = RunRecord.read(run_dir)
-    before = read_run_config(run_dir / RUN_CONFIG_FILE)
+    name, path = str(record.data["name"]), run_dir / RUN_CONFIG_FILE
+    before = moved(read_run_config(path), run_dir, record.data.get("place"))
     if loaded is None:
-        config = with_options(run_dir / RUN_CONFIG_FILE, overrides, check=True)
+        begun = bool(checkpoint_folders(run_dir))
+        config = with_options(before, path, overrides, check=True, begun=begun)
     elif loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign, and {run_dir} is a single run")
     else:
         config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
-    refuse_changes(
-        differences(identity(before), config), allow_changes, what=str(record.data["name"])
-    )
+    if not record.is_trained(config.training.max_steps) or allow_changes:
+        (found,) = planned_contents([config])
+        refuse_changes(_changes(record, before, config, found), allow_changes, what=name)
     if record.status == "diverged" and not allow_changes:
         raise InputError(
-            f"{record.data['name']} {record.data['message']}; as it is it would diverge again. "
+            f"{name} {record.data['message']}; as it is it would diverge again. "
             "Change what made it, e.g. --lr 1e-5 --allow-change training.lr"
         )
     return continue_single(config, record, allow_changes=allow_changes, console=console)
@@ -114,6 +127,7 @@ def resume_campaign(
     *,
     loaded: LoadedConfig | None = None,
     overrides: Sequence[Override] = (),
+    allow_changes: Collection[str] = (),
     retry_failed: bool = False,
     extend: bool = False,
     console: Console | None = None,
@@ -131,24 +145,36 @@ def resume_campaign(
         ) as lock:
             remove_left_overs(folder)
             manifest = Manifest.read(folder)
-            if loaded is not None:
-                extend_campaign(manifest, loaded, RERUN_SCRIPT, allow_new=extend)
-                assert loaded.config.campaign is not None
-                manifest.train_as(loaded.config.campaign)
             runs = manifest.planned()
-            settings = manifest.execution(changes)
-            now = _first_runs(runs, settings.max_runs)
-            views = _reconcile(manifest, runs)
-            give_up_dropped(manifest, views)
+            views = _views(manifest)
             wanting = [
                 run
                 for run in runs
                 if run.condition not in manifest.dropped
                 and _wants_training(views[run.name], retry_failed)
             ]
-            moved = move_runs(manifest, wanting, loaded, elsewhere, console)
-            left = [run for run in moved if run.name in now]
-            left_out = [run.name for run in moved if run.name not in now]
+            # All that may be refused is refused before anything is written.
+            going_on = moved_runs(manifest, wanting, loaded, elsewhere, console)
+            other = _other_contents(manifest, wanting, going_on, allow_changes)
+            new: tuple[PlannedRun, ...] = ()
+            if loaded is not None:
+                new = extend_campaign(
+                    *(manifest, loaded, RERUN_SCRIPT), allow_new=extend, allow_changes=allow_changes
+                )
+                assert loaded.config.campaign is not None
+                manifest.train_as(loaded.config.campaign)
+            runs = (*runs, *new)
+            settings = manifest.execution(changes)
+            now = _first_runs(runs, settings.max_runs)
+            manifest.train_as(settings)
+            views = _reconcile(manifest)
+            give_up_dropped(manifest, views)
+            write_moved(manifest, going_on, console)
+            for run in going_on:
+                _wait(manifest.folder / run.folder, views[run.name], other.get(run.name, ()))
+            going_on = (*going_on, *new)
+            left = [run for run in going_on if run.name in now]
+            left_out = [run.name for run in going_on if run.name not in now]
             manifest.leave_out(left_out, settings.max_runs)
             _say_plan(manifest, runs, views, left, console)
             if not left:
@@ -176,17 +202,67 @@ def _first_runs(runs: Sequence[PlannedRun], max_runs: int) -> set[str]:
     return {run.name for run in first_runs(runs, max_runs)}
 
 
-def _reconcile(manifest: Manifest, runs: Sequence[PlannedRun]) -> dict[str, RunView]:
+def _changes(record: RunRecord, before: RunConfig, now: RunConfig, found: Contents) -> list[Change]:
+    """Where a run that goes on as `now` with what was found is another than it was before."""
+    point = find_resume_point(record.run_dir, verify=False)
+    contents = contents_at(point.step, record.contents, found)
+    return changes_at(point, record, before, now, contents)
+
+
+def _other_contents(
+    manifest: Manifest,
+    planned: Sequence[PlannedRun],
+    now: Sequence[PlannedRun],
+    allowed: Collection[str],
+) -> dict[str, list[Change]]:
+    """Changes of each run that are allowed. Raises ConfigError for all others."""
+    found: dict[str, list[Change]] = {}
+    changes: list[Change] = []
+    contents = planned_contents(run.config for run in now)
+    for before, run, here in zip(planned, now, contents, strict=True):
+        run_dir = manifest.folder / run.folder
+        if RunRecord.exists(run_dir):
+            record = RunRecord.read(run_dir)
+            found[run.name] = _changes(record, before.config, run.config, here)
+            changes += [each for each in found[run.name] if each not in changes]
+    refuse_changes(changes, allowed, what=manifest.folder.name)
+    return found
+
+
+def _wait(run_dir: Path, view: RunView, changes: Sequence[Change]) -> None:
+    """Record what a run that waits to be trained goes on with."""
+    fields: dict[str, Any] = {}
+    if view.state == "failed":
+        # Else it would be left alone when the campaign is stopped before it is this run's turn.
+        fields |= {"status": "pending"}
+    if changes:
+        record, step = RunRecord.read(run_dir), find_resume_point(run_dir).step
+        fields["contents"] = record.contents | {
+            change.key: change.now for change in changes if change.key in CONTENTS
+        }
+        made = [{"step": step, **asdict(change)} for change in changes]
+        fields["changes"] = [*record.data["changes"], *made]
+    if fields:
+        RunRecord.read(run_dir).update(**fields)
+
+
+def _views(manifest: Manifest) -> dict[str, RunView]:
+    """How each run stands."""
+    return {
+        entry["name"]: read_run(manifest.run_folder(entry["name"]), entry)
+        for entry in manifest.data["runs"]
+    }
+
+
+def _reconcile(manifest: Manifest) -> dict[str, RunView]:
     """What became of each run while nobody wrote it into the manifest; it is written there now."""
-    entries = {entry["name"]: entry for entry in manifest.data["runs"]}
-    views: dict[str, RunView] = {}
-    for run in runs:
-        entry = entries[run.name]
-        view = views[run.name] = read_run(manifest.folder / run.folder, entry)
+    views = _views(manifest)
+    for entry in manifest.data["runs"]:
+        view = views[entry["name"]]
         if view.state in {"done", "diverged", "failed"} and entry["status"] != view.state:
             record = RunRecord.read(view.folder).data
             manifest.set_run(
-                run.name, view.state, view.message, record.get("result"), record.get("cause")
+                entry["name"], view.state, view.message, record.get("result"), record.get("cause")
             )
     return views
 
@@ -228,10 +304,10 @@ def _told_apart(overrides: Sequence[Override]) -> tuple[dict[str, Any], list[Ove
     for override in overrides:
         if override.table == "campaign" and override.key in EXECUTION_KEYS:
             execution.append(override)
-        elif f"{override.table}.{override.key}" in CAMPAIGN_MAY_CHANGE:
+        elif f"{override.table}.{override.key}" in _WHERE:
             of_runs.append(override)
         else:
-            keys = [*(f"campaign.{key}" for key in EXECUTION_KEYS), *sorted(CAMPAIGN_MAY_CHANGE)]
+            keys = [*(f"campaign.{key}" for key in EXECUTION_KEYS), *sorted(_WHERE)]
             raise InputError(
                 f"{override.place}, given by {override.source}: a campaign that is resumed keeps "
                 f"its runs as they were planned; only these may change: {', '.join(keys)}"

@@ -19,7 +19,8 @@ from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
 from retrain.causes import INFRASTRUCTURE, cause_of, remedy
-from retrain.config.dump import run_config_toml
+from retrain.config.changes import differences, identity
+from retrain.config.dump import read_run_config, run_config_toml
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError
@@ -47,7 +48,7 @@ from retrain.files import (
     atomic_write_text,
     create_timestamped_folder,
 )
-from retrain.locks import LockedError
+from retrain.locks import FolderLock, LockedError
 from retrain.tracking.uploads import wait_for_uploads
 from retrain.training.place import Place
 
@@ -76,32 +77,31 @@ def run_single(
 
     Ctrl-C ends it after the step it is in, a second one at once; `resume` goes on from there.
 
-    run_dir:   where it is written; must hold no run yet. By default a folder of its own in the
-               log folder.
+    run_dir:   where it is written; must hold no run yet, but for the very same one when `name`
+               and `condition` are given, as in the commands of a campaign: that one goes on. By
+               default a folder of its own in the log folder.
     name:      what the run is called, by default `<condition>_s<seed>`.
     condition: label under which its numbers appear, by default made from its modes.
     console:   where progress is shown; the standard output by default.
+
+    Raises InputError when the folder holds a run, and LockedError when one is trained in it now.
     """
     if loaded.is_campaign:
         raise InputError(f"{loaded.name} is a campaign; start it with: retrain {loaded.name}")
     fetch_data(loaded, console or Console())
     config = loaded.run_config(loaded.conditions[0], loaded.seeds[0])
+    planned = name is not None and condition is not None
     condition = condition or loaded.conditions[0].label
     name = name or f"{condition}_s{config.training.seed}"
     if run_dir is None:
         run_dir = create_timestamped_folder(Path(config.logging.log_dir), name)
-    else:
-        _claim(run_dir)
-    record = RunRecord.create(
-        run_dir,
-        name=name,
-        condition=condition,
-        seed=config.training.seed,
-        max_steps=config.training.max_steps,
-    )
-    # From here on it can be resumed, also when what it needs does not even start.
-    atomic_write_text(run_dir / RUN_CONFIG_FILE, run_config_toml(config))
-    return continue_single(config, record, console=console)
+    elif run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir} is a file; --run-dir must be a folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Of two that are started together only one looks into the folder, and trains.
+    with FolderLock(run_dir).acquire() as lock:
+        record = _claimed(run_dir, config, name, condition, planned=planned)
+        return continue_single(config, record, console=console, lock=lock)
 
 
 def continue_single(
@@ -110,16 +110,18 @@ def continue_single(
     *,
     allow_changes: Collection[str] = (),
     console: Console | None = None,
+    lock: FolderLock | None = None,
 ) -> SingleResult:
     """Train a run from where it stands, in this process, and say what came out.
 
-    allow_changes: keys in which `config` may differ from what it was trained with so far.
+    allow_changes: keys and contents in which it may differ from what was trained so far.
+    lock:          the run's, when it is held already.
     """
     console = console or Console()
     left = record.status == "diverged" or not record.is_trained(config.training.max_steps)
     with serving([config] if left else [], record.run_dir, console) as servers:
         place = Place(config.backend, servers.of(config) if left else None)
-        return _continue(config, record, place, allow_changes, console)
+        return _continue(config, record, place, allow_changes, console, lock)
 
 
 def _continue(
@@ -128,6 +130,7 @@ def _continue(
     place: Place,
     allow_changes: Collection[str],
     console: Console,
+    lock: FolderLock | None,
 ) -> SingleResult:
     if "torch" not in sys.modules:
         os.environ.update(thread_environment(threads_of(config.backend)))
@@ -156,6 +159,7 @@ def _continue(
                 on_row=on_row,
                 stop=lambda: signals.stop,
                 allow_changes=allow_changes,
+                lock=lock,
             )
         except KeyboardInterrupt:
             view.handle(Interrupted(name))
@@ -183,13 +187,37 @@ def _stop_at_once() -> None:
     raise KeyboardInterrupt
 
 
-def _claim(run_dir: Path) -> None:
-    """Refuse a folder that a run has written to; a planned run may still be pending in it."""
-    begun = RunRecord.exists(run_dir) and RunRecord.read(run_dir).status != "pending"
-    if begun or (run_dir / METRICS_FILE).exists():
-        raise InputError(f"{run_dir} already holds a run; give another --run-dir, or remove it")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"{run_dir} is a file; --run-dir must be a folder")
+def _claimed(
+    run_dir: Path, config: RunConfig, name: str, condition: str, *, planned: bool
+) -> RunRecord:
+    """The record of the run that is to be trained in a folder, whose lock is held.
+
+    Raises InputError for a folder that a run has written to; a planned run may be pending in it,
+    and a planned run goes on.
+    """
+    record = RunRecord.read(run_dir) if RunRecord.exists(run_dir) else None
+    path = run_dir / RUN_CONFIG_FILE
+    if record is not None and path.exists():
+        is_it = (record.data["name"], record.data["condition"]) == (name, condition)
+        if planned and is_it and not differences(identity(read_run_config(path)), config):
+            return record
+    if (record is not None and record.status != "pending") or (run_dir / METRICS_FILE).exists():
+        folder = shown(run_dir)
+        raise InputError(
+            f"{folder} already holds a run; to go on: retrain resume {shlex.quote(folder)}; "
+            "for a new one give another --run-dir"
+        )
+    record = RunRecord.create(
+        run_dir,
+        name=name,
+        condition=condition,
+        seed=config.training.seed,
+        max_steps=config.training.max_steps,
+        place=os.path.relpath(run_dir.resolve(), config.logging.log_dir),
+    )
+    # From here on it can be resumed, also when what it needs does not even start.
+    atomic_write_text(path, run_config_toml(config))
+    return record
 
 
 def _settle(result: SingleResult) -> None:

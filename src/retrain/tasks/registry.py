@@ -64,14 +64,16 @@ def build_task(
     prompt_tokens: CountTokens | None = None,
     context: int | None = None,
 ) -> Task:
+    """The task that `[data].source` names, as far as it fits; see `load_task` and `fit_task`."""
+    return fit_task(load_task(data, search_paths), data, prompt_tokens, context)
+
+
+def load_task(data: DataConfig, search_paths: Sequence[str | Path] = ()) -> Task:
     """The task that `[data].source` names. Raises InputError with the key and the remedy.
 
     A data set that is not on this machine is downloaded. A dotted path names a function that takes
     the `[data]` table (or nothing) and returns a task or a list of problems; of a list, a tenth is
     held out by a hash of the id.
-
-    prompt_tokens: counts the tokens of prompts; every prompt of a finite task is then measured
-                   against `[data].max_prompt_tokens` and against `context`, the model's.
     """
     try:
         make = TASKS.find(data.source, search_paths)
@@ -92,9 +94,21 @@ def build_task(
             )
         changes = system_prompt or instruction
         return AddressedTask(made, system_prompt, instruction) if changes else cast(Task, made)
-    task = made
     if system_prompt or instruction:
-        task = task.changed(lambda problem: addressed(problem, system_prompt, instruction))
+        return made.changed(lambda problem: addressed(problem, system_prompt, instruction))
+    return made
+
+
+def fit_task(
+    task: Task, data: DataConfig, prompt_tokens: CountTokens | None, context: int | None
+) -> Task:
+    """The task without what does not fit. Raises InputError with the key and the remedy.
+
+    prompt_tokens: counts the tokens of prompts; every prompt of a finite task is then measured
+                   against `[data].max_prompt_tokens` and against `context`, the model's.
+    """
+    if not isinstance(task, ProblemListTask):
+        return task
     if prompt_tokens is not None:
         task = fitting(task, data, prompt_tokens, context)
     return task.first(data.max_examples) if data.max_examples else task

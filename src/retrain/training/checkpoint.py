@@ -42,7 +42,7 @@ class Checkpoint:
     """A whole checkpoint, as its index describes it.
 
     rows:     journal -> rows it had (`metrics.jsonl`: one a step).
-    identity: `retrain.config.changes.identity` of the config it was trained with.
+    identity: `retrain.config.changes.identity` of the config and the contents it was trained with.
     accuracy: held-out accuracy after `step` steps; None when it was not evaluated there.
     """
 
@@ -143,10 +143,12 @@ class Checkpoints:
     next one is written: a run that was stopped leaves what one that was not stopped leaves.
     """
 
-    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+    def __init__(
+        self, run_dir: Path, config: RunConfig, contents: Mapping[str, str] | None = None
+    ) -> None:
         self._run_dir = run_dir
         self._training = config.training
-        self._identity = identity(config)
+        self._identity = identity(config, contents)
 
     def due(self, steps_done: int) -> bool:
         """Every `save_every` steps, and at the end."""

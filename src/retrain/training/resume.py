@@ -7,9 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from retrain.config.changes import Change, differences, identity
+from retrain.config.schema import RunConfig
 from retrain.files import (
     JOURNALS,
     METRICS_FILE,
+    RunRecord,
     evaluation_files,
     keep_lines,
     read_jsonl,
@@ -22,6 +25,7 @@ from retrain.training.checkpoint import (
     checkpoint_folders,
     remove_folder,
 )
+from retrain.training.contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +60,42 @@ class _Row(msgspec.Struct):
     step: int
 
 
-def find_resume_point(run_dir: Path) -> ResumePoint:
+def find_resume_point(run_dir: Path, *, verify: bool = True) -> ResumePoint:
     """Look for the newest checkpoint whose files match their checksums and whose rows are all
-    still in `metrics.jsonl`. Raises OSError when a file cannot be read now."""
+    still in `metrics.jsonl`. Raises OSError when a file cannot be read now.
+
+    verify: whether to read those files, which are large.
+    """
     skipped: list[tuple[Path, str]] = []
     for folder in reversed(checkpoint_folders(run_dir)):
         try:
             checkpoint = Checkpoint.read(folder)
-            checkpoint.verify()
+            if verify:
+                checkpoint.verify()
             _verify_metrics(run_dir / METRICS_FILE, checkpoint)
         except DamagedCheckpointError as error:
             skipped.append((folder, str(error)))
             continue
         return ResumePoint(run_dir, checkpoint, tuple(skipped))
     return ResumePoint(run_dir, None, tuple(skipped))
+
+
+def changes_at(
+    point: ResumePoint, record: RunRecord, before: RunConfig, now: RunConfig, contents: Contents
+) -> list[Change]:
+    """Where a run that goes on at `point` as `now` with `contents` is not the run that it was, but
+    for what was allowed there already.
+
+    before: what it was planned as, which holds for one without a checkpoint.
+    """
+    begun = point.checkpoint.identity if point.checkpoint else identity(before, record.contents)
+    # A run that was killed before its next checkpoint is at the step where it was changed still.
+    accepted = [
+        Change(change["key"], change["before"], change["now"])
+        for change in record.data["changes"]
+        if change["step"] == point.step
+    ]
+    return [each for each in differences(begun, now, contents) if each not in accepted]
 
 
 def go_back(point: ResumePoint) -> None:

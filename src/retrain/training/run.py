@@ -17,7 +17,7 @@ from typing import Any
 from retrain.advantages.algorithm import AlgorithmError, algorithm_of
 from retrain.advantages.sepa import SepaSchedule
 from retrain.causes import cause_of
-from retrain.config.changes import Change, differences, refuse_changes
+from retrain.config.changes import CONTENTS, Change, refuse_changes
 from retrain.config.dump import run_config_toml
 from retrain.config.schema import BackendConfig, ModelConfig, RunConfig
 from retrain.errors import ConfigError, ConfigIssue, DivergedError, InputError
@@ -37,14 +37,22 @@ from retrain.policies.local.base import BaseModel, load_base
 from retrain.policies.policy import Policy
 from retrain.rewards.registry import build_reward
 from retrain.tasks.prompts import counting
-from retrain.tasks.registry import build_task
+from retrain.tasks.registry import fit_task, load_task
+from retrain.tasks.task import Task
 from retrain.tracking.follower import Trackers
 from retrain.tracking.journal import Journal
 from retrain.training.checkpoint import Checkpoints, written_aside
+from retrain.training.contents import Contents, contents_at, contents_of
 from retrain.training.loop import Run, train
 from retrain.training.place import Place
 from retrain.training.policies import opened_policy
-from retrain.training.resume import ResumePoint, find_resume_point, go_back, trained_seconds
+from retrain.training.resume import (
+    ResumePoint,
+    changes_at,
+    find_resume_point,
+    go_back,
+    trained_seconds,
+)
 from retrain.training.state import LoopState
 
 _log = logging.getLogger("retrain")
@@ -110,19 +118,22 @@ def train_run(
     on_row: OnRow | None = None,
     stop: Callable[[], bool] = lambda: False,
     allow_changes: Collection[str] = (),
+    lock: FolderLock | None = None,
 ) -> RunResult:
     """Train one run in `run_dir`, from where it stands. A finished run is returned as it is.
 
     place:         where to train, if not where the config says.
     stop:          asked after every step; when true the run is saved and KeyboardInterrupt raised.
-    allow_changes: keys in which `config` may differ from what the run was trained with so far.
+    allow_changes: keys and contents in which the run may differ from what was trained so far.
+    lock:          the run's, when the caller holds it already; released here.
 
     `run.json` is kept up to date whatever happens: done, diverged (returned, not raised: an
     outcome), failed or stopped (the exception goes on to the caller). Raises LockedError while
-    another process trains the run, and ConfigError when the config is that of another run.
+    another process trains the run, and ConfigError when the config is that of another run, or its
+    data, code or model are others.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with FolderLock(run_dir).acquire(LOCK_WAIT_S, on_wait=_log.warning) as lock:
+    with lock or FolderLock(run_dir).acquire(LOCK_WAIT_S, on_wait=_log.warning) as lock:
         if RunRecord.exists(run_dir):
             record = RunRecord.read(run_dir)
         else:
@@ -157,7 +168,9 @@ def _train(
     point = find_resume_point(run_dir)
     if point.refusal:
         raise InputError(f"{name}: {point.refusal}")
-    changes = _changes(config, point, allow_changes, record)
+    task = load_task(config.data, config.plugins.search_paths)
+    contents = contents_at(point.step, record.contents, contents_of(config, task))
+    changes = _changes(config, contents, point, allow_changes, record)
     _describe(record, point)
     record.update(
         status="running",
@@ -166,6 +179,7 @@ def _train(
         attempts=record.data["attempts"] + 1,
         resumed_from=point.step or None,
         versions=library_versions(),
+        contents=contents,
         changes=[
             *record.data["changes"],
             *({"step": point.step, **asdict(change)} for change in changes),
@@ -180,9 +194,14 @@ def _train(
         spent_before = trained_seconds(run_dir)
         checkpoint = point.checkpoint.folder if point.checkpoint else None
         with opened_policy(config, place, bases, checkpoint, name, run_dir) as policy:
-            record.update(device=policy.device, threads=place.backend.threads or 1)
+            record.update(
+                device=policy.device,
+                threads=place.backend.threads or 1,
+                # A model of the hub may have come only now.
+                contents={**contents_of(config, None), **contents},
+            )
             heard = trackers.heeded(on_row)
-            run = assemble(config, record, state, policy, point, heard, stop, lock)
+            run = assemble(config, record, state, policy, task, point, heard, stop, lock)
             with run.reward:
                 train(run)
             with written_aside(run_dir / FINAL_FOLDER) as folder:
@@ -215,24 +234,18 @@ def _try_update(record: RunRecord, **fields: Any) -> None:
 
 
 def _changes(
-    config: RunConfig, point: ResumePoint, allowed: Collection[str], record: RunRecord
+    config: RunConfig,
+    contents: Contents,
+    point: ResumePoint,
+    allowed: Collection[str],
+    record: RunRecord,
 ) -> list[Change]:
     """Changes that are made at the resume point. Raises ConfigError for one nobody allowed."""
     name = str(record.data["name"])
-    if point.checkpoint is None:
-        return []
     if config.training.max_steps < point.step:
         message = f"{name} has {point.step} steps already; take that many at least"
         raise ConfigError([ConfigIssue("training.max_steps", message)])
-    # A run that was killed before its next checkpoint is at the step where it was changed still.
-    accepted = [
-        Change(change["key"], change["before"], change["now"])
-        for change in record.data["changes"]
-        if change["step"] == point.step
-    ]
-    found = differences(point.checkpoint.identity, config)
-    new = [change for change in found if change not in accepted]
-    return refuse_changes(new, allowed, what=name)
+    return refuse_changes(changes_at(point, record, config, config, contents), allowed, what=name)
 
 
 def _describe(record: RunRecord, point: ResumePoint) -> None:
@@ -245,6 +258,12 @@ def _describe(record: RunRecord, point: ResumePoint) -> None:
         )
     if point.checkpoint is None:
         return
+    if not CONTENTS.keys() & point.checkpoint.identity.keys():
+        _log.warning(
+            "%s was begun by a retrain that kept no hashes of contents: whether its data, code and "
+            "model are still the same is not known",
+            record.data["name"],
+        )
     now = library_versions()
     for library, before in point.checkpoint.versions.items():
         if now.get(library) != before:
@@ -260,13 +279,17 @@ def assemble(
     record: RunRecord,
     state: LoopState,
     policy: Policy,
+    task: Task,
     point: ResumePoint,
     on_row: OnRow | None,
     stop: Callable[[], bool],
     lock: FolderLock,
 ) -> Run:
     """A run's parts, from its config, as they were at the resume point. Raises ConfigError or
-    InputError when one cannot be had."""
+    InputError when one cannot be had.
+
+    task: of `load_task`.
+    """
     search_paths = config.plugins.search_paths
     run_dir, condition = record.run_dir, str(record.data["condition"])
     try:
@@ -280,7 +303,7 @@ def assemble(
         condition=condition,
         config=config,
         policy=policy,
-        task=build_task(config.data, search_paths, counting(policy.codec), policy.context),
+        task=fit_task(task, config.data, counting(policy.codec), policy.context),
         reward=build_reward(config.reward, search_paths, config.logging.log_dir),
         algorithm=algorithm,
         journal=Journal(
@@ -292,7 +315,7 @@ def assemble(
             on_row,
             lock.check,
         ),
-        checkpoints=Checkpoints(run_dir, config),
+        checkpoints=Checkpoints(run_dir, config, record.contents),
         state=state,
         stop=stop,
     )

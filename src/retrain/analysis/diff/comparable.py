@@ -12,6 +12,7 @@ from retrain.analysis.power import smallest_p
 from retrain.analysis.reading import items, load_object
 from retrain.analysis.records import RunView
 from retrain.analysis.words import plural
+from retrain.config.changes import CONTENTS
 from retrain.config.messages import show
 from retrain.files import evaluation_files
 
@@ -27,7 +28,7 @@ class Comparable:
     same_task: bool | None
     same_reward: bool | None
     same_held_out: bool | None
-    """By the ids of the problems that were evaluated, not by the config."""
+    """By the ids of the problems that were evaluated, and the content of the data where known."""
     warnings: tuple[str, ...]
     """What forbids or weakens a conclusion from the numbers."""
 
@@ -56,16 +57,17 @@ def compare_ground(match: Match, differences: ConfigDifferences, identical: bool
     changed = {difference.key: difference for difference in differences.decisive}
     held_out, shared = _held_out(match)
 
-    def same(*prefixes: str) -> bool | None:
-        if any(key.startswith(prefixes) for key in changed):
+    def same(content: str, *prefixes: str) -> bool | None:
+        if content in changed or any(key.startswith(prefixes) for key in changed):
             return False
         return None if differences.unreadable else True
 
     ground = Comparable(
-        same_model=same("model.model", "model.revision"),
-        same_task=same("data."),
-        same_reward=same("reward."),
-        same_held_out=held_out,
+        same_model=same("model", "model.model", "model.revision"),
+        same_task=same("data", "data."),
+        same_reward=same("reward", "reward."),
+        # Where the problems are others, the same ids do not say that these ones are the same.
+        same_held_out=None if held_out and "data" in changed else held_out,
         warnings=(),
     )
     unreadable = dict.fromkeys(differences.unreadable)
@@ -86,10 +88,11 @@ def _ground_warnings(
 ) -> list[str]:
     warnings = []
     if ground.same_model is False:
-        warnings.append(f"not the same model: {_values(changed, 'model.model', 'model.revision')}")
+        keys = ("model", "model.model", "model.revision")
+        warnings.append(f"not the same model: {_values(changed, *keys)}")
     if ground.same_task is False:
-        keys = [key for key in changed if key.startswith("data.")]
-        warnings.append(f"not the same task: {_values(changed, *keys)}")
+        found = [key for key in changed if key == "data" or key.startswith("data.")]
+        warnings.append(f"not the same task: {_values(changed, *found)}")
     if ground.same_reward is False:
         warnings.append("not the same reward: mean rewards, and what counts as correct, differ")
     if ground.same_held_out is False:
@@ -177,5 +180,7 @@ def _problem_ids(run: RunView) -> Sequence[str]:
 
 def _values(changed: Mapping[str, Difference], *keys: str) -> str:
     return "; ".join(
-        f"{key} {show(changed[key].a)} and {show(changed[key].b)}" for key in keys if key in changed
+        f"{CONTENTS.get(key, key)} {show(changed[key].a)} and {show(changed[key].b)}"
+        for key in keys
+        if key in changed
     )

@@ -12,7 +12,7 @@ from typing import Any
 from retrain.analysis.diff.sides import Match, RunPair
 from retrain.analysis.reading import items, load_object, text
 from retrain.analysis.records import RunView
-from retrain.config.changes import MAY_CHANGE
+from retrain.config.changes import CONTENTS, MAY_CHANGE, PATHS
 from retrain.config.schema import RunConfig
 from retrain.files import RUN_FILE
 
@@ -22,7 +22,8 @@ SHOWN_ALWAYS = frozenset(
 """Keys that a resumed run may change, and that still matter to who compares two runs."""
 
 Config = Mapping[str, Any]
-"""`table.key` (deeper for tables in tables) -> value; a key without a value is left out."""
+"""`table.key` (deeper for tables in tables) -> value; a key without a value is left out. A name of
+`CONTENTS` -> hash, as far as known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def read_config(run: RunView) -> Config | None:
         table: {**keys, **given} if isinstance(given := tables.get(table, {}), dict) else {}
         for table, keys in _defaults().items()
     }
-    return dict(_flat({**tables, **merged}))
+    return {**dict(_flat({**tables, **merged})), **run.contents}
 
 
 def compare_configs(match: Match, configs: Mapping[Path, Config | None]) -> ConfigDifferences:
@@ -147,8 +148,11 @@ def _differences(
     found: dict[str, Difference] = {}
     skipped = set(ignored)
     for a, b in pairs:
+        same = {name for name in CONTENTS if name in a and a[name] == b.get(name)}
         for key in dict.fromkeys([*a, *b]):
-            if key in skipped or a.get(key) == b.get(key):
+            if key in skipped or a.get(key) == b.get(key) or PATHS.get(key) in same:
+                continue
+            if key in CONTENTS and not (key in a and key in b):
                 continue
             first = found.get(key)
             found[key] = (

@@ -64,7 +64,8 @@ def condition_configs(runs: Iterable[RunView]) -> tuple[Config, ...]:
     found: dict[bytes, RunView] = {}
     for run in runs:
         try:
-            found.setdefault(_SEED_LINE.sub(b"", run.config.read_bytes()), run)
+            config = _SEED_LINE.sub(b"", run.config.read_bytes())
+            found.setdefault(config + repr(sorted(run.contents.items())).encode(), run)
         except OSError:
             continue
     configs = (read_config(run) for run in list(found.values())[:MOST_CONFIGS])

@@ -147,6 +147,7 @@ def _notes(comparison: Comparison) -> str:
     after = f" after {CORRECTIONS[method]} over all {count} comparisons" if count > 1 else ""
     diverged = comparison.settings.unit.plain(comparison.settings.floor)
     lines = [
+        *comparison.unlike,
         "Differences are paired by seed: both runs of a pair see the same problems and the same "
         "random numbers. The interval is a paired t interval, of each comparison by itself.",
         f"p: exact sign-flip test{after}. r: correlation of the two conditions over seeds; the "
