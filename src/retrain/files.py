@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, get_args
 
+import msgspec
+
 from retrain import __version__
 from retrain.errors import InputError
 from retrain.processes import ProcessId
@@ -36,6 +38,7 @@ JOURNALS = (METRICS_FILE, STEPS_FILE, GENERATIONS_FILE)
 """What a run appends to, step by step."""
 EVALUATION_FOLDER = "evaluation"
 FINAL_FOLDER = "final"
+_DEEPEST = 32
 
 
 def expanded(path: Path | str) -> Path:
@@ -97,6 +100,36 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_record(path: Path, shape: type[msgspec.Struct]) -> dict[str, Any]:
+    """The JSON object in a file, whose known fields are those of `shape`; there may be others.
+
+    Raises InputError when it is damaged, and OSError when it cannot be read.
+    """
+    data = path.read_bytes()
+    try:
+        msgspec.json.decode(data, type=shape)
+        record: dict[str, Any] = json.loads(data)
+        left: list[tuple[Any, int]] = [(record, 0)]
+        while left:
+            value, depth = left.pop()
+            if depth > _DEEPEST:
+                raise ValueError("its values are nested too deep")
+            if isinstance(value, dict):
+                left += [(part, depth + 1) for item in value.items() for part in item]
+            elif isinstance(value, list):
+                left += [(item, depth + 1) for item in value]
+            elif isinstance(value, str):
+                value.encode()
+    except UnicodeError:
+        raise InputError(f"{path} is damaged: it is not text in UTF-8") from None
+    except RecursionError:
+        raise InputError(f"{path} is damaged: its values are nested too deep") from None
+    except ValueError as error:
+        reason = str(error) if data.strip() else "it is empty"
+        raise InputError(f"{path} is damaged: {reason}") from None
+    return record
+
+
 def sync_folder(folder: Path) -> None:
     """Make names created or renamed in a folder durable, where the file system can."""
     with contextlib.suppress(OSError):
@@ -149,7 +182,7 @@ def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     return
                 raise InputError(f"{path}: line {number} is not JSON: {error}") from error
@@ -236,6 +269,30 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+class _Change(msgspec.Struct):
+    key: str
+    step: int
+    before: Any
+    now: Any
+
+
+class _Run(msgspec.Struct):
+    """What readers of `run.json` rely on."""
+
+    name: str
+    condition: str
+    seed: int
+    status: RunStatus
+    message: str
+    step: int
+    attempts: int
+    changes: list[_Change]
+    result: dict[str, Any] | None
+    cause: str | None = None
+    contents: dict[str, str] | None = None
+    place: str | None = None
+
+
 class RunRecord:
     """`run.json`: what a run is, how far it is, and how it ended.
 
@@ -283,17 +340,11 @@ class RunRecord:
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:
-        """The record of an existing run."""
-        path = run_dir / RUN_FILE
+        """The record of an existing run. Raises InputError when it is missing or damaged."""
         try:
-            data = read_json(path)
+            return cls(run_dir, read_record(run_dir / RUN_FILE, _Run))
         except FileNotFoundError:
             raise InputError(f"{run_dir} holds no run: {RUN_FILE} is missing") from None
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
-        if not isinstance(data, dict):
-            raise InputError(f"{path} is damaged: it holds no JSON object")
-        return cls(run_dir, data)
 
     @staticmethod
     def exists(run_dir: Path) -> bool:

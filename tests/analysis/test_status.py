@@ -192,6 +192,7 @@ def test_nothing_there(tmp_path, monkeypatch):
         "finished": True,
         "campaigns": [],
         "runs": [],
+        "damaged": [],
     }
 
 

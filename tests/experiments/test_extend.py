@@ -129,7 +129,7 @@ def test_an_added_condition_trains_only_its_runs(campaign: Grown) -> None:
     manifest = Manifest.read(campaign.folder)
     assert [c["label"] for c in manifest.data["conditions"]] == ["a", "b", "c"]
     assert manifest.data["conditions"][2]["changes"] == {"training": {"lr": 0.25}}
-    assert manifest.planned()[2].config.training.lr == 0.25
+    assert manifest.planned()[0][2].config.training.lr == 0.25
 
 
 def test_a_campaign_grows_more_than_once(campaign: Grown) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from retrain.analysis.reading import modified_at, nested, read_tail
+from retrain.analysis.reading import load_tables, modified_at, nested, read_tail
 from retrain.analysis.records import MANIFEST_FILE, RUNS_FOLDER
 from retrain.files import METRICS_FILE, RUN_CONFIG_FILE
 
@@ -124,10 +122,7 @@ def _newest_metrics(log_dir: Path) -> list[Path]:
 
 
 def _has_shape(config_file: Path, config: RunConfig) -> bool:
-    try:
-        written: Mapping[str, Any] = tomllib.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    written = load_tables(config_file)
     return all(
         nested(written, table).get(key) == getattr(getattr(config, table), key)
         for table, key in SHAPE

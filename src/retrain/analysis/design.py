@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from retrain.analysis.power import attained_level, detectable_effect, fewest_see
 from retrain.analysis.reading import (
     items,
     load_object,
+    load_tables,
     modified_at,
     nested,
     number,
@@ -132,9 +132,8 @@ def _spreads(manifest: Mapping[str, Any], key: str) -> Iterator[float]:
 
 def _alike(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     for run in items(manifest, "runs"):
-        try:
-            other = tomllib.loads((folder / text(run, "config")).read_text(encoding="utf-8"))
-        except (OSError, ValueError, AttributeError):
+        if not isinstance(run, dict):
             return False
+        other = load_tables(folder / text(run, "config"))
         return all(nested(other, t).get(k) == nested(config, t).get(k) for t, k in DECISIVE)
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +12,15 @@ from typing import Any
 
 import typer
 
-from retrain.analysis.reading import items, iter_rows, load_object, nested, number, text
+from retrain.analysis.reading import (
+    items,
+    iter_rows,
+    load_object,
+    load_tables,
+    nested,
+    number,
+    text,
+)
 from retrain.analysis.records import CampaignRecord, RunResult, RunView, find_records
 from retrain.analysis.series import LAST_STEP, RunSeries, SeriesReader
 from retrain.analysis.tables import Columns, CsvTable, Kind, ParquetTable, Table, kind_of
@@ -261,10 +268,7 @@ def _run_columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """`table.key` -> value of a resolved config; lists and tables within as JSON text."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    tables = load_tables(path)
     found: dict[str, Any] = {}
     for table in tables:
         for key, value in nested(tables, table).items():

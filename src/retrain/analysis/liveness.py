@@ -49,6 +49,11 @@ def judge(
         )
     if status != "running":
         return status, message
+    if not text(record, "status"):
+        return (
+            "lost",
+            "its run.json is missing or damaged; `retrain resume` of its campaign mends it",
+        )
     started_at = moment(record, "updated_at") or 0.0
     row_at = tail.modified_at if tail else 0.0
     since = max(started_at, row_at)

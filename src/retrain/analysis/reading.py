@@ -96,6 +96,17 @@ def load_object(path: Path) -> dict[str, Any]:
         return {}
 
 
+def load_tables(path: Path) -> dict[str, Any]:
+    """The TOML tables in a file; empty when it is missing or damaged."""
+    # Brings pydantic along, which `retrain status` seldom needs.
+    from retrain.config.files import parse
+
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def number(source: Mapping[str, Any], key: str) -> float | None:
     """A finite number, or None for anything else."""
     value = source.get(key)

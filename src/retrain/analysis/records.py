@@ -8,7 +8,6 @@ error here; what cannot be read is simply unknown (None, or the state `pending`)
 from __future__ import annotations
 
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from retrain.analysis.liveness import judge
 from retrain.analysis.reading import (
     items,
     load_object,
+    load_tables,
     modified_at,
     moment,
     nested,
@@ -175,10 +175,8 @@ class CampaignRecord:
     def first_config(self) -> Mapping[str, Any]:
         """The resolved config of the first run that has one; empty when none has."""
         for run in self.runs:
-            try:
-                return tomllib.loads(run.config.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
+            if tables := load_tables(run.config):
+                return tables
         return {}
 
     def counts(self) -> Counter[str]:
@@ -193,6 +191,8 @@ class Found:
     campaigns: tuple[CampaignRecord, ...]
     runs: tuple[RunView, ...]
     """Runs that were looked at on their own."""
+    damaged: tuple[Path, ...] = ()
+    """Manifests that cannot be read; the runs of their campaigns are among `runs`."""
 
     @property
     def finished(self) -> bool:
@@ -206,6 +206,7 @@ def find_records(paths: Iterable[Path], now: float | None = None) -> Found:
     now = time.time() if now is None else now
     campaigns: dict[Path, CampaignRecord] = {}
     runs: dict[Path, RunView] = {}
+    damaged: dict[Path, None] = {}
 
     def add(folder: Path) -> bool:
         if (folder / RUN_FILE).is_file() or (folder / METRICS_FILE).is_file():
@@ -214,6 +215,8 @@ def find_records(paths: Iterable[Path], now: float | None = None) -> Found:
         if campaign := read_campaign(folder, now=now):
             campaigns[folder.resolve()] = campaign
             return True
+        if (folder / MANIFEST_FILE).is_file() and (folder / RUNS_FOLDER).is_dir():
+            damaged[folder / MANIFEST_FILE] = None
         # A campaign whose manifest is lost still has its runs (all of them: no `any` here).
         return sum(add(run) for run in subfolders(folder / RUNS_FOLDER)) > 0
 
@@ -224,6 +227,7 @@ def find_records(paths: Iterable[Path], now: float | None = None) -> Found:
     return Found(
         tuple(sorted(campaigns.values(), key=lambda c: (c.started_at, c.name), reverse=True)),
         tuple(sorted(runs.values(), key=lambda r: (r.updated_at or 0.0, r.name), reverse=True)),
+        tuple(damaged),
     )
 
 

@@ -63,6 +63,7 @@ def status_document(found: Found, now: float) -> dict[str, Any]:
         "finished": found.finished,
         "campaigns": [_campaign_document(campaign) for campaign in found.campaigns],
         "runs": [_run_document(run) for run in found.runs],
+        "damaged": [str(path) for path in found.damaged],
     }
 
 

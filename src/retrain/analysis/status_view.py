@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -51,6 +52,8 @@ UNKNOWN = Look("?", "?", "yellow")
 def render(found: Found, console: Console) -> RenderableType:
     """Everything found, newest first: campaigns in full or in one line, then single runs."""
     blocks: list[RenderableType] = []
+    for manifest in found.damaged:
+        blocks += [Text(damaged_words(manifest), style="red"), Text()]
     full, earlier = _choose(found.campaigns)
     for campaign in full:
         blocks += [_campaign(campaign, console), Text()]
@@ -59,6 +62,14 @@ def render(found: Found, console: Console) -> RenderableType:
     if found.runs:
         blocks += [_runs_table(found.runs), Text()]
     return Group(*blocks[:-1])
+
+
+def damaged_words(manifest: Path) -> str:
+    """What to say of a campaign whose manifest cannot be read."""
+    return (
+        f"{manifest} is damaged: its campaign cannot be shown as one. Bring it back from a copy; "
+        "each of its runs can go on by itself: retrain resume RUN"
+    )
 
 
 def _choose(

@@ -21,12 +21,19 @@ def run_config_toml(config: RunConfig) -> str:
 
 def read_run_config(path: Path) -> RunConfig:
     """What `run_config_toml` wrote. Raises InputError when it is missing or was damaged."""
+    remedy = "bring it back from a copy: without it the run cannot go on"
     try:
         return RunConfig.model_validate(parse(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: without it the run cannot go on") from None
-    except (ValidationError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise InputError(f"{path} is missing; {remedy}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+    except tomllib.TOMLDecodeError as error:
+        reason = str(error)
+    raise InputError(f"{path} is damaged: {reason}; {remedy}")
 
 
 def _without_none(value: Any) -> Any:

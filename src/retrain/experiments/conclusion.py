@@ -57,7 +57,7 @@ class CampaignResult:
 def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -> CampaignResult:
     """Say how the campaign stands and write its report: the closing table, what failed and why,
     and what to do next."""
-    result = _outcome(manifest, runs)
+    result = _outcome(manifest)
     folder = shown(result.campaign_dir)
     report: Path | None = None
     if result.failed or any(run.status == "done" for run in result.runs):
@@ -129,7 +129,7 @@ def _next(result: CampaignResult, manifest: Manifest, runs: Sequence[PlannedRun]
         return f"retrain resume {folder} --set campaign.max_runs=0"
     if result.failed:
         return f"less {shlex.quote(shown(result.failed[0].log))}"
-    if result.status == "done" and runs[0].config.model.model == EMBEDDED:
+    if result.status == "done" and runs and runs[0].config.model.model == EMBEDDED:
         return "retrain init campaign   (writes a commented file for a campaign of your own)"
     return f"retrain status {folder}"
 
@@ -140,19 +140,18 @@ def _lacks_squeeze(manifest: Manifest) -> bool:
     return squeeze is not None and squeeze["status"] == "pending" and squeeze["run"] is not None
 
 
-def _outcome(manifest: Manifest, runs: Sequence[PlannedRun]) -> CampaignResult:
-    entries = {entry["name"]: entry for entry in manifest.data["runs"]}
+def _outcome(manifest: Manifest) -> CampaignResult:
     outcomes = tuple(
         RunOutcome(
-            name=run.name,
-            condition=run.condition,
-            seed=run.seed,
-            status=entries[run.name]["status"],
-            message=entries[run.name]["message"],
-            run_dir=manifest.folder / run.folder,
-            result=entries[run.name]["result"],
+            name=entry["name"],
+            condition=entry["condition"],
+            seed=entry["seed"],
+            status=entry["status"],
+            message=entry["message"],
+            run_dir=manifest.run_folder(entry["name"]),
+            result=entry["result"],
         )
-        for run in runs
+        for entry in manifest.data["runs"]
     )
     status = str(manifest.data["status"])
     exit_code = {"done": int(_lacks_squeeze(manifest)), "stopped": 130}.get(status, 1)

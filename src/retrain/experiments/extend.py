@@ -34,7 +34,11 @@ def extend_campaign(
     """
     if not loaded.is_campaign:
         raise InputError(f"{loaded.name} is no campaign, and {manifest.folder} is one")
-    before = {run.name: run for run in manifest.planned()}
+    there, unreadable = manifest.planned()
+    for problem in unreadable.values():
+        # What cannot be compared may be another run.
+        raise InputError(problem)
+    before = {run.name: run for run in there}
     days = {run.config.model.chat_template_date for run in before.values()}
     planned = plan_runs(loaded, max(days) or None)
     contents = contents_by_condition(planned)
@@ -74,7 +78,7 @@ def extend_campaign(
     _keep_old_file(manifest)
     write_plan(folder, loaded, new, contents)
     manifest.extend(loaded, new, contents)
-    atomic_write_text(folder / script, rerun_script(manifest.planned()), mode=0o755)
+    atomic_write_text(folder / script, rerun_script((*there, *new)), mode=0o755)
     return new
 
 

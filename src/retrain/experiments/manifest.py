@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+import msgspec
+from pydantic import ValidationError
 
 from retrain import __version__
 from retrain.analysis.records import MANIFEST_FILE, RUNS_FOLDER
@@ -13,10 +16,11 @@ from retrain.config.dump import read_run_config
 from retrain.config.evidence import recorded
 from retrain.config.load import LoadedConfig
 from retrain.config.schema import CampaignConfig, SqueezeConfig
+from retrain.config.stopping import StoppingConfig
 from retrain.errors import InputError
 from retrain.experiments.paths import moved
 from retrain.experiments.plan import PlannedRun
-from retrain.files import atomic_write_json, read_json, utc_now
+from retrain.files import atomic_write_json, read_record, utc_now
 from retrain.training.contents import Contents
 
 CAMPAIGN_FILE = "campaign.toml"
@@ -29,8 +33,70 @@ EXECUTION_KEYS = (
 """Keys of `[campaign]` that say how the runs are trained, and nothing about what comes out."""
 
 
+_REMEDY = (
+    "bring it back from a copy; without it the campaign cannot go on as one, but each of its runs "
+    f"can: retrain resume CAMPAIGN/{RUNS_FOLDER}/RUN"
+)
 SQUEEZE_RESULTS = ("recommended_rank", "source_rank", "num_layers", "min_variance_retention")
 """Fields of `squeeze.json` that the manifest has too."""
+
+
+_Path = Annotated[str, msgspec.Meta(pattern=r"^[^\0]+$")]
+
+
+class _PlannedRun(msgspec.Struct):
+    name: _Path
+    condition: str
+    seed: int
+    config: _Path
+    status: str
+    message: str
+    cause: str | None
+    result: dict[str, Any] | None
+
+
+class _Condition(msgspec.Struct):
+    label: str
+    contents: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class _Dropped(msgspec.Struct):
+    condition: str
+
+
+class _LeftOut(msgspec.Struct):
+    max_runs: int
+    runs: list[str]
+
+
+class _Saved(msgspec.Struct):
+    steps: int
+    of: int
+    share: float
+
+
+class _Squeeze(msgspec.Struct):
+    status: str
+    message: str
+    run: str | None
+    recommended_rank: int | None
+    settings: dict[str, Any]
+
+
+class _Campaign(msgspec.Struct):
+    """What readers of `manifest.json` rely on, but for `[campaign]` and its stopping rule."""
+
+    status: str
+    conditions: list[_Condition]
+    seeds: list[int]
+    max_steps: int
+    runs: Annotated[list[_PlannedRun], msgspec.Meta(min_length=1)]
+    report: dict[str, Any] | None = None
+    stopping: dict[str, Any] | None = None
+    dropped: list[_Dropped] = msgspec.field(default_factory=list)
+    left_out: _LeftOut | msgspec.UnsetType = msgspec.UNSET
+    saved: _Saved | None = None
+    squeeze: _Squeeze | None = None
 
 
 class Manifest:
@@ -75,17 +141,22 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The manifest of an existing campaign."""
+        """The manifest of an existing campaign. Raises InputError when it is missing or damaged."""
         path = folder / MANIFEST_FILE
         try:
-            data = read_json(path)
+            manifest = cls(folder, read_record(path, _Campaign))
+            manifest.execution()
+            if rule := manifest.data.get("stopping"):
+                StoppingConfig.model_validate(rule)
         except FileNotFoundError:
             raise InputError(f"{folder} holds no campaign: {MANIFEST_FILE} is missing") from None
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
-        if not isinstance(data, dict) or not isinstance(data.get("runs"), list):
-            raise InputError(f"{path} is damaged: it has no runs")
-        return cls(folder, data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, reason = ".".join(map(str, first["loc"])), first["msg"]
+            raise InputError(f"{path} is damaged: {key}: {reason}; {_REMEDY}") from None
+        except InputError as error:
+            raise InputError(f"{error}; {_REMEDY}") from None
+        return manifest
 
     def write(self) -> None:
         atomic_write_json(self.folder / MANIFEST_FILE, self.data)
@@ -145,19 +216,22 @@ class Manifest:
         entries = {entry["label"]: entry for entry in self.data["conditions"]}
         return dict(entries.get(condition, {}).get("contents", {}))
 
-    def planned(self) -> tuple[PlannedRun, ...]:
-        """All its runs, each with the config in its folder, its paths as they are now. Raises
-        InputError when one is gone."""
+    def planned(self) -> tuple[tuple[PlannedRun, ...], dict[str, str]]:
+        """(its runs, each with the config in its folder, its paths as they are now; why the config
+        of others cannot be read, by their names)."""
         place = self.folder.resolve().name
-        return tuple(
-            PlannedRun(
-                name=entry["name"],
-                condition=entry["condition"],
-                seed=entry["seed"],
-                config=moved(read_run_config(self.folder / entry["config"]), self.folder, place),
-            )
-            for entry in self.data["runs"]
-        )
+        runs: list[PlannedRun] = []
+        unreadable: dict[str, str] = {}
+        for entry in self.data["runs"]:
+            name = str(entry["name"])
+            try:
+                config = read_run_config(self.folder / entry["config"])
+            except InputError as error:
+                unreadable[name] = str(error)
+                continue
+            config = moved(config, self.folder, place)
+            runs.append(PlannedRun(name, entry["condition"], entry["seed"], config))
+        return tuple(runs), unreadable
 
     def extend(
         self, loaded: LoadedConfig, runs: Sequence[PlannedRun], contents: Mapping[str, Contents]

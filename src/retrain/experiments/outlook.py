@@ -13,10 +13,12 @@ from rich.text import Text
 
 from retrain.analysis.reading import items, text
 from retrain.analysis.records import MANIFEST_FILE, CampaignRecord, RunView, find_records
+from retrain.analysis.status_view import damaged_words
 from retrain.causes import INFRASTRUCTURE
+from retrain.config.dump import read_run_config
 from retrain.errors import InputError
 from retrain.experiments.paths import shown
-from retrain.files import RUN_FILE
+from retrain.files import RUN_FILE, RunRecord
 from retrain.models.adapters.settings import ADAPTER_CONFIG
 from retrain.terminal import Terminal
 from retrain.training.resume import ResumePoint, find_resume_point
@@ -46,7 +48,7 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
     """Say whether and from which step each run in `folder` would resume; loads no model.
 
     Every file of the checkpoint in question is read and compared with its checksum. The exit code
-    is 1 when a checkpoint was found that is damaged or cannot be read.
+    is 1 when a checkpoint or a record was found that is damaged or cannot be read.
     """
     console = console or Terminal()
     found = find_records([folder])
@@ -73,12 +75,15 @@ def resume_check(folder: Path, *, as_json: bool = False, console: Console | None
         ]
         console.file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     else:
+        for manifest in found.damaged:
+            console.print(Text(damaged_words(manifest), style="red"), soft_wrap=True)
         console.print(_outlook_table(outlooks))
         for outlook in outlooks:
             for note in outlook.notes:
                 console.print(Text(f"{outlook.name}: {note}"), soft_wrap=True)
     bad = ("is damaged: ", "cannot be read now: ")
-    return int(any(word in note for each in outlooks for note in each.notes for word in bad))
+    noted = any(word in note for each in outlooks for note in each.notes for word in bad)
+    return int(noted or bool(found.damaged))
 
 
 def _outlook(view: RunView, campaign: CampaignRecord | None = None) -> Outlook:
@@ -92,6 +97,19 @@ def _outlook(view: RunView, campaign: CampaignRecord | None = None) -> Outlook:
     if point.refusal:
         resumes = False
         notes.append(point.refusal)
+    try:
+        if RunRecord.exists(view.folder):
+            RunRecord.read(view.folder)
+    except InputError as error:
+        # A campaign writes it again.
+        resumes = resumes and campaign is not None
+        notes.append(str(error))
+    try:
+        if resumes:
+            read_run_config(view.config)
+    except InputError as error:
+        resumes = False
+        notes.append(str(error))
     if view.state == "running":
         notes.append("it is being trained now")
     dropped = items(campaign.manifest, "dropped") if campaign else []

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from retrain.analysis.reading import number
 from retrain.analysis.records import MANIFEST_FILE, RunView, read_run
 from retrain.analysis.words import plural
 from retrain.causes import INFRASTRUCTURE, hindrance
@@ -32,11 +33,11 @@ from retrain.experiments.plan import PlannedRun, first_runs
 from retrain.experiments.session import MakeExecutor, train_campaign
 from retrain.experiments.single import SingleResult, continue_single
 from retrain.experiments.stopping import give_up_dropped, tally
-from retrain.files import RUN_CONFIG_FILE, RunRecord, remove_left_overs
+from retrain.files import RUN_CONFIG_FILE, RUN_FILE, RunRecord, remove_left_overs
 from retrain.locks import FolderLock
 from retrain.models.folder import dated
 from retrain.terminal import Terminal
-from retrain.training.checkpoint import checkpoint_folders
+from retrain.training.checkpoint import DAMAGED, checkpoint_folders
 from retrain.training.contents import Contents, planned_contents
 from retrain.training.resume import changes_at, find_resume_point
 
@@ -103,7 +104,15 @@ def resume_run(
     console: Console,
 ) -> SingleResult:
     """Go on with one run, in this process."""
-    record = RunRecord.read(run_dir)
+    try:
+        record = RunRecord.read(run_dir)
+    except InputError as error:
+        folder = shlex.quote(shown(run_dir))
+        raise InputError(
+            f"{error}; bring it back from a copy. Of a run of a campaign it is written again by "
+            f"retrain resume CAMPAIGN; another run can be trained anew: "
+            f"retrain run {folder}/{RUN_CONFIG_FILE}"
+        ) from None
     name, path = str(record.data["name"]), run_dir / RUN_CONFIG_FILE
     before = moved(read_run_config(path), run_dir, record.data.get("place"))
     if loaded is None:
@@ -148,7 +157,8 @@ def resume_campaign(
         ) as lock:
             remove_left_overs(folder)
             manifest = Manifest.read(folder)
-            runs = manifest.planned()
+            _restore_records(manifest, console)
+            runs, unreadable = manifest.planned()
             views = _views(manifest)
             wanting = [
                 run
@@ -172,6 +182,10 @@ def resume_campaign(
             manifest.train_as(settings)
             views = _reconcile(manifest)
             give_up_dropped(manifest, views)
+            for name, problem in unreadable.items():
+                if views[name].state not in {"done", "diverged", "dropped"}:
+                    # Not in its own file: it goes on as soon as its config is back.
+                    manifest.set_run(name, "failed", problem)
             write_moved(manifest, going_on, console)
             for run in going_on:
                 _wait(manifest.folder / run.folder, views[run.name], other.get(run.name, ()))
@@ -179,7 +193,7 @@ def resume_campaign(
             left = [run for run in going_on if run.name in now]
             left_out = [run.name for run in going_on if run.name not in now]
             manifest.leave_out(left_out, settings.max_runs)
-            _say_plan(manifest, runs, views, left, console)
+            _say_plan(manifest, views, left, console)
             if not left:
                 tally(manifest)
                 manifest.settle()
@@ -196,6 +210,38 @@ def resume_campaign(
             f"{hindrance(error, folder, shown(folder))}, "
             f"then: retrain resume {shlex.quote(shown(folder))}"
         ) from error
+
+
+def _restore_records(manifest: Manifest, console: Console) -> None:
+    """Write the `run.json` of runs again that have none or a damaged one: who they are stands in
+    the manifest, and so does their result; how far the others have come, in their checkpoints."""
+    for entry in manifest.data["runs"]:
+        run_dir, result = manifest.run_folder(entry["name"]), entry["result"]
+        try:
+            RunRecord.read(run_dir)
+            continue
+        except InputError as error:
+            said = str(error)
+        if RunRecord.exists(run_dir):
+            (run_dir / RUN_FILE).replace(run_dir / f"{DAMAGED}{RUN_FILE}")
+            said += f"; it is kept as {DAMAGED}{RUN_FILE}"
+        ended = entry["status"] in {"done", "diverged"} and result is not None
+        steps = int(number(result, "steps") or 0) if ended else 0
+        record = RunRecord.create(
+            run_dir,
+            name=entry["name"],
+            condition=entry["condition"],
+            seed=entry["seed"],
+            max_steps=steps or manifest.data["max_steps"],
+            contents=manifest.contents(entry["condition"]),
+        )
+        if ended:
+            fields = {"status": entry["status"], "message": entry["message"], "result": result}
+            record.update(step=steps, **fields)
+            said += "; its result was taken from the manifest"
+        else:
+            said += "; the run goes on from its last checkpoint"
+        console.print(Text(f"{entry['name']}: {said}", style="yellow"), soft_wrap=True)
 
 
 def _first_runs(runs: Sequence[PlannedRun], max_runs: int) -> set[str]:
@@ -279,7 +325,6 @@ def _wants_training(view: RunView, retry_failed: bool) -> bool:
 
 def _say_plan(
     manifest: Manifest,
-    runs: Sequence[PlannedRun],
     views: Mapping[str, RunView],
     left: Sequence[PlannedRun],
     console: Console,
@@ -295,7 +340,8 @@ def _say_plan(
     if manifest.left_out:
         parts.append(f"{len(manifest.left_out)} left out for now (max_runs)")
     parts.append(f"{len(left)} to train" if left else "nothing to train")
-    text = f"{manifest.folder.name}: {plural(len(runs), 'run')}, {', '.join(parts)}"
+    count = plural(len(manifest.data["runs"]), "run")
+    text = f"{manifest.folder.name}: {count}, {', '.join(parts)}"
     console.print(Text(text), soft_wrap=True)
 
 

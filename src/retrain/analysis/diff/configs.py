@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retrain.analysis.diff.sides import Match, RunPair
-from retrain.analysis.reading import items, load_object, text
+from retrain.analysis.reading import items, load_object, load_tables, text
 from retrain.analysis.records import RunView
 from retrain.config.changes import CONTENTS, MAY_CHANGE, PATHS
 from retrain.config.schema import RunConfig
@@ -79,9 +78,8 @@ def read_config(run: RunView) -> Config | None:
     It is not validated: configs of older and newer versions can be compared as well. None when
     it is missing or damaged.
     """
-    try:
-        tables = tomllib.loads(run.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    tables = load_tables(run.config)
+    if not tables:
         return None
     merged = {
         table: {**keys, **given} if isinstance(given := tables.get(table, {}), dict) else {}

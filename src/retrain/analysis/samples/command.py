@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from retrain.analysis.reading import load_tables, nested
 from retrain.analysis.records import RunView, find_records
 from retrain.analysis.samples.look import one_line
 from retrain.analysis.samples.sample import Sample
 from retrain.analysis.samples.selection import OUTCOMES, Seen, Selection, choose
 from retrain.analysis.samples.terminal import show
 from retrain.errors import InputError
-from retrain.files import GENERATIONS_FILE, RUN_CONFIG_FILE, atomic_write_text
+from retrain.files import GENERATIONS_FILE, atomic_write_text
 from retrain.terminal import Terminal
 
 SCHEMA = 1
@@ -142,14 +143,7 @@ def _why_nothing(folder: Path, runs: Sequence[RunView]) -> str:
 
 
 def _logs(run: RunView) -> bool:
-    import tomllib
-
-    try:
-        config = tomllib.loads((run.folder / RUN_CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True
-    logging = config.get("logging")
-    return not (isinstance(logging, dict) and logging.get("log_generations") == 0)
+    return nested(load_tables(run.config), "logging").get("log_generations") != 0
 
 
 def _count(chosen: Sequence[Sample], seen: Seen, selection: Selection) -> str:
