@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from retrain.analysis.words import percent, plural
+from retrain.errors import InputError
+from retrain.files import read_record
 
 SQUEEZE_FOLDER = "squeeze"
 SQUEEZE_FILE = "squeeze.json"
@@ -18,14 +21,59 @@ PICTURES = {
 }
 
 
+class _Difference(msgspec.Struct):
+    mean: float
+    low: float | None
+    high: float | None
+    problems: int
+
+
+class _Check(msgspec.Struct):
+    mean_token_kl: float
+    difference: _Difference
+    greedy_difference: _Difference | None
+    accuracy: float | None
+    greedy_accuracy: float | None
+    original_accuracy: float | None
+    original_greedy_accuracy: float | None
+
+
+class _Tuned(msgspec.Struct):
+    status: str
+
+
+class _Compressed(msgspec.Struct):
+    rank: int
+    parameters: int
+    source_parameters: int
+    mean_variance: float
+
+
+class SqueezeRecord(msgspec.Struct):
+    """What readers take of `squeeze.json`."""
+
+    table: str
+    adapter: str
+    source_rank: int
+    recommended_rank: int
+    min_variance_retention: float
+    num_layers: int
+    ranks: list[int]
+    mean_variance: dict[str, float]
+    min_variance: dict[str, float]
+    max_variance: dict[str, float]
+    pooled_variance: dict[str, float]
+    compressed: _Compressed | None
+    check: _Check | None
+    finetuned: _Tuned | None
+
+
 def read_squeeze(campaign_dir: Path) -> dict[str, Any] | None:
-    """The squeeze of a campaign; None when there is none (yet)."""
+    """The squeeze of a campaign; None when there is none (yet) that can be read."""
     try:
-        file = campaign_dir / SQUEEZE_FOLDER / SQUEEZE_FILE
-        document: dict[str, Any] = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return read_record(campaign_dir / SQUEEZE_FOLDER / SQUEEZE_FILE, SqueezeRecord)
+    except (OSError, InputError):
         return None
-    return document
 
 
 def squeeze_text(document: Mapping[str, Any]) -> str:

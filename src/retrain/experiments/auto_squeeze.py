@@ -18,13 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from retrain.analysis.squeezed import SQUEEZE_FILE, SQUEEZE_FOLDER
+from retrain.analysis.squeezed import SQUEEZE_FOLDER, read_squeeze
 from retrain.causes import ended_words, last_line, log_end
 from retrain.experiments.manifest import SQUEEZE_RESULTS, Manifest
 from retrain.experiments.paths import shown
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.workers import thread_environment
-from retrain.files import read_json
 from retrain.processes import module_command
 
 LOG_FILE = "squeeze.log"
@@ -116,7 +115,7 @@ class AutoSqueeze:
         assert process is not None
         code = process.poll()
         entry = self._manifest.data["squeeze"]
-        found = self._found()
+        found = read_squeeze(self._manifest.folder)
         if found and entry["recommended_rank"] is None:
             self._note(**{key: found[key] for key in SQUEEZE_RESULTS})
             self._say(
@@ -139,13 +138,6 @@ class AutoSqueeze:
         message = last_line(log_end(log)) or f"its process {ended_words(code)}"
         self._note(status="failed", message=message)
         self._say(f"squeeze of {entry['run']} failed: {message} (log: {shown(log)})")
-
-    def _found(self) -> dict[str, Any] | None:
-        try:
-            document: dict[str, Any] = read_json(self._folder / SQUEEZE_FILE)
-        except (OSError, ValueError):
-            return None
-        return document
 
     def _note(self, **fields: Any) -> None:
         self._manifest.data["squeeze"].update(fields)

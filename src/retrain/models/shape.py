@@ -27,6 +27,8 @@ _BIDIRECTIONAL = (
     *("xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "cpmant"),
 )
 _NO_LINEAR_LAYERS = ("gpt2", "gpt-sw3", "openai-gpt")
+# Beyond Moshi's sliding window its cache holds other keys than a pass over the whole text.
+_SCORED_OTHERWISE = ("moshi", "prophetnet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def refused(config: Mapping[str, Any]) -> str | None:
         return f"{kind} models have an encoder of their own; take a causal language model"
     if kind in _NO_LINEAR_LAYERS:
         return f"{kind} models have no torch.nn.Linear layer to adapt; take another"
+    if kind in _SCORED_OTHERWISE:
+        return f"{kind} models score a text otherwise than they sample it; take another"
     return None
 
 

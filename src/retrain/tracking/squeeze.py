@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrain.analysis.squeezed import SQUEEZE_FILE
+from retrain.analysis.squeezed import SQUEEZE_FILE, SqueezeRecord
 from retrain.config.schema import LoggingConfig
-from retrain.files import read_json
+from retrain.files import read_record
 from retrain.processes import module_command
 from retrain.tracking.state import State, held
 from retrain.tracking.trackers import TRACKERS, Opening, Tracker, trackers_of
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def _send(settings: LoggingConfig, folder: Path, tracker: Tracker, again: bool) -> None:
-    document = read_json(folder / SQUEEZE_FILE)
+    document = read_record(folder / SQUEEZE_FILE, SqueezeRecord)
     place, ranks = folder / tracker.name, int(document["source_rank"])
     state = State.of(place, settings.wandb_project, settings.wandb_entity, again=again)
     is_new, state.sent = not state.steps, {}

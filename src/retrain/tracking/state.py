@@ -9,11 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retrain.files import atomic_write_json, read_json
+import msgspec
+
+from retrain.files import atomic_write_json
 
 STATE_FILE = "retrain.json"
 TRACKER_LOG = "tracker.log"
@@ -40,14 +42,14 @@ class State:
     parcels: dict[str, str] = field(default_factory=dict)
     sent: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
-    others: list[dict[str, Any]] = field(default_factory=list)
+    others: list[State] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> State | None:
         """The file as it is; None without one, or when it cannot be understood."""
         try:
-            return cls._from(read_json(folder / STATE_FILE))
-        except (OSError, ValueError, TypeError, AttributeError):
+            return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=cls)
+        except (OSError, ValueError, RecursionError):
             return None
 
     @classmethod
@@ -58,7 +60,7 @@ class State:
         again: a new run even so.
         """
         old = cls.read(folder)
-        known = [] if old is None else [old, *(cls._from(other) for other in old.others)]
+        known = [] if old is None else [old, *old.others]
         same = [state for state in known if (state.project, state.entity) == (project, entity)]
         new = cls(secrets.token_hex(4), project, entity)
         state = same[0] if same and not again else new
@@ -67,7 +69,7 @@ class State:
             for other in known
             if (other.project, other.entity) != (state.project, state.entity)
         ]
-        state.others = [{**asdict(other), "others": []} for other in rest]
+        state.others = [replace(other, others=[]) for other in rest]
         return state
 
     def write(self, folder: Path) -> None:
@@ -81,11 +83,6 @@ class State:
         """Whether all of a run that stands so has arrived there, or better: online."""
         same = (self.sent.get("status"), self.sent.get("steps")) == (status, steps)
         return same and self.sent.get("mode") in {mode, "online"}
-
-    @classmethod
-    def _from(cls, data: Any) -> State:
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})
 
 
 @contextmanager

@@ -336,12 +336,20 @@ def assemble(
     )
 
 
+def _evaluated(file: Path | None) -> dict[str, Any]:
+    """What an evaluation found; nothing where it is damaged, which is no reason to fail a run."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = read_json(file) if file else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def _result(
     record: RunRecord, status: str, message: str, steps: int, spent_before: float, started: float
 ) -> RunResult:
     files = evaluation_files(record.run_dir)
-    before: dict[str, Any] = read_json(files[0]) if 0 in files else {}
-    after: dict[str, Any] = read_json(files[steps]) if steps in files and steps else {}
+    before = _evaluated(files.get(0))
+    after = _evaluated(files.get(steps) if steps else None)
     rows = read_jsonl(record.run_dir / METRICS_FILE)
     return RunResult(
         name=str(record.data["name"]),
