@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from retrain.analysis.words import plural
 from retrain.config.load import EMBEDDED
-from retrain.config.messages import near, show
+from retrain.config.messages import did_you_mean, show
 from retrain.config.schema import RunConfig
 from retrain.errors import InputError, RetrainError
 from retrain.tasks.conversation import short
@@ -67,8 +67,7 @@ def check_task_and_model(found: Findings, condition: Condition, run: RunConfig) 
         known = template_variables(model.path, name)
         for name in sorted(set(run.model.chat_template_args) - (known or set())):
             message = f"the chat template of {run.model.model} does not read {name}"
-            hint = near(name, known or ())
-            message += f"; did you mean {hint[0]}?" if hint else ""
+            message += did_you_mean(name, known or ())
             found.error(condition, "model.chat_template_args", message)
     if (experts := experts_of(model.config)) and not at_service:
         message = f"the {experts} experts of a layer are no linear layers and stay as they are"

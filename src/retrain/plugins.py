@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from retrain.files import expanded
 from retrain.types import FloatArray
 
 T = TypeVar("T")
@@ -150,7 +151,7 @@ def own_import_path() -> list[str]:
 
 
 def _folders(path: str, search_paths: Sequence[str | Path]) -> list[str]:
-    folders = [Path(folder).expanduser().resolve() for folder in search_paths]
+    folders = [expanded(folder).resolve() for folder in search_paths]
     for given, folder in zip(search_paths, folders, strict=True):
         if not folder.is_dir():
             raise PluginError(f"{path}: the search path {str(given)!r} is no folder ({folder})")

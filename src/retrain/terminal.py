@@ -11,6 +11,11 @@ from rich.text import Text
 from retrain.output import visible
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """One line that the terminal wraps, so that paths in it can be copied whole; no markup."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
 class Terminal(Console):
     """A console that shows the control characters of a text instead of obeying them."""
 

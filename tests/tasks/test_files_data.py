@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from retrain.config.data import DataConfig
 from retrain.errors import InputError
 from retrain.tasks import reading
+from retrain.tasks.fields import answer_text, look_up
 from retrain.tasks.files import read_file_task
 from retrain.tasks.problems import ProblemListTask
-from retrain.tasks.rows import Fields, answer_text, collect, look_up, problem_id
+from retrain.tasks.rows import Fields, collect, problem_id
 from retrain.types import Problem
 from tests.tasks.data_sets import guru_rows, write_parquet
 

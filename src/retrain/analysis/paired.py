@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from retrain.analysis.power import EXACT_SEEDS, detectable_effect, smallest_p
+from retrain.analysis.resampling import finite_values
 from retrain.analysis.statistics import SAME, Contrast, contrast_of_differences
 from retrain.seeding import generator
 from retrain.types import BoolArray, FloatArray
@@ -76,7 +77,7 @@ def compare_pairs(
     only rounding (1e-12 of the largest value) count as ties; infinity and arrays of unequal
     length raise ValueError.
     """
-    treatment, baseline = _values(treatment_S), _values(baseline_S)
+    treatment, baseline = finite_values(treatment_S), finite_values(baseline_S)
     if treatment.ndim != 1 or treatment.shape != baseline.shape:
         raise ValueError(
             "treatment and baseline need one value a seed each, in the same order: shapes "
@@ -110,7 +111,7 @@ def paired_differences(treatment: ArrayLike, baseline: ArrayLike) -> FloatArray:
     Shapes broadcast. A difference below 1e-12 of the larger of its two values is a tie: 0.8 - 0.7
     and 0.7 - 0.6 differ in their last bits, and that is no evidence. Infinity raises ValueError.
     """
-    a, b = _values(treatment), _values(baseline)
+    a, b = finite_values(treatment), finite_values(baseline)
     differences = a - b
     rounding = np.abs(differences) <= SAME * np.maximum(np.abs(a), np.abs(b))
     return np.where(rounding, 0.0, differences)
@@ -126,7 +127,7 @@ def intention_to_treat(values_SC: ArrayLike, diverged_SC: ArrayLike, floor: floa
     """
     if not np.isfinite(floor):
         raise ValueError(f"the floor must be a finite number, not {floor}")
-    values, diverged = _values(values_SC), np.asarray(diverged_SC, dtype=np.bool_)
+    values, diverged = finite_values(values_SC), np.asarray(diverged_SC, dtype=np.bool_)
     if values.shape != diverged.shape:
         raise ValueError(f"shapes of values {values.shape} and diverged {diverged.shape} differ")
     return np.where(diverged, floor, values)
@@ -174,7 +175,7 @@ def sign_flip_p(differences_S: ArrayLike, seed: int = 0) -> FloatArray:
     Edge cases: smallest p 2 / 2^n. Zeros and NaN change nothing but n. One seed gives 1, all zero
     gives 1, no pair gives NaN. Infinity raises ValueError.
     """
-    differences = _values(differences_S)
+    differences = finite_values(differences_S)
     if differences.ndim == 0:
         raise ValueError("differences need an axis of seeds")
     values = np.nan_to_num(differences)  # a zero is the same under both signs: it drops out
@@ -201,7 +202,7 @@ def t_test_p(differences_S: ArrayLike) -> FloatArray:
     """
     from scipy.special import stdtr
 
-    mean, error, n, flat = _moments(_values(differences_S))
+    mean, error, n, flat = _moments(finite_values(differences_S))
     with np.errstate(invalid="ignore", divide="ignore"):
         p = 2 * stdtr(np.maximum(n - 1, 1), -np.abs(mean / error))
     return np.asarray(np.where((n < 2) | flat, np.nan, p), dtype=np.float64)
@@ -219,7 +220,7 @@ def t_interval(
 
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
-    mean, error, n, flat = _moments(_values(differences_S))
+    mean, error, n, flat = _moments(finite_values(differences_S))
     half = np.where(flat, 0.0, stdtrit(np.maximum(n - 1, 1), 0.5 + confidence / 2) * error)
     half = np.where(n < 2, np.nan, half)
     return mean, mean - half, mean + half
@@ -244,7 +245,7 @@ def equivalence_p(differences_S: ArrayLike, margin: float) -> FloatArray:
 
     if not (np.isfinite(margin) and margin > 0):
         raise ValueError(f"the margin must be a finite number above 0, not {margin}")
-    mean, error, n, flat = _moments(_values(differences_S))
+    mean, error, n, flat = _moments(finite_values(differences_S))
     df = np.maximum(n - 1, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.maximum(stdtr(df, -(mean + margin) / error), stdtr(df, (mean - margin) / error))
@@ -275,13 +276,6 @@ def _correlation(a_S: FloatArray, b_S: FloatArray) -> float | None:
         return None
     x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
     return float(np.clip(x @ y, -1.0, 1.0))
-
-
-def _values(values: ArrayLike) -> FloatArray:
-    array = np.asarray(values, dtype=np.float64)
-    if np.isinf(array).any():
-        raise ValueError("infinity among the values; mark a run without a number with NaN")
-    return array
 
 
 def _maybe(p: FloatArray) -> float | None:

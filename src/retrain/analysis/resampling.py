@@ -47,7 +47,7 @@ def iqm(values: ArrayLike) -> float:
     fails on a quarter of the tasks can have the same IQM. Edge cases: below 4 values it is the
     mean; NaN are left out; no value gives NaN; infinity raises ValueError.
     """
-    return float(_middle(_kept(np.ravel(_finite(values)))))
+    return float(_middle(_kept(np.ravel(finite_values(values)))))
 
 
 def bootstrap_mean(
@@ -61,7 +61,7 @@ def bootstrap_mean(
 
     Below 10 values it raises ValueError: use the t interval. NaN are left out.
     """
-    values = _kept(np.ravel(_finite(values_R)))
+    values = _kept(np.ravel(finite_values(values_R)))
     _enough(values.size)
     return _bootstrap([values], lambda drawn: drawn.mean(axis=-1), confidence, draws, seed, "mean")
 
@@ -121,7 +121,7 @@ def performance_profile(values_RT: ArrayLike, thresholds_X: ArrayLike) -> FloatA
     distributions). Falls from 1 to 0; one profile above another everywhere means
     stochastic dominance. NaN are left out of their task; a task without a value raises ValueError.
     """
-    thresholds = _finite(thresholds_X)
+    thresholds = finite_values(thresholds_X)
     tasks = _tasks(_runs_by_tasks(values_RT))
     shares = [(task[:, None] > thresholds[None, :]).mean(axis=0) for task in tasks]
     return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
@@ -172,7 +172,7 @@ def _enough(values: int) -> None:
 
 
 def _runs_by_tasks(values_RT: ArrayLike) -> FloatArray:
-    values = _finite(values_RT)
+    values = finite_values(values_RT)
     if values.ndim != 2:
         raise ValueError(f"values need the axes runs and tasks, not the shape {values.shape}")
     return values
@@ -190,7 +190,8 @@ def _kept(values: FloatArray) -> FloatArray:
     return np.asarray(values[~np.isnan(values)], dtype=np.float64)
 
 
-def _finite(values: ArrayLike) -> FloatArray:
+def finite_values(values: ArrayLike) -> FloatArray:
+    """As floats. Raises ValueError for infinity; NaN is a run without a number."""
     array = np.asarray(values, dtype=np.float64)
     if np.isinf(array).any():
         raise ValueError("infinity among the values; mark a run without a number with NaN")

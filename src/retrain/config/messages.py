@@ -109,8 +109,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def no_such(kind: str, path: Path, name: str, names: Sequence[str]) -> str:
     """That a file or folder is not there, and which of `names` could be meant."""
-    matches = near(name, names)
-    return f"no such {kind}: {path}" + (f"; did you mean {matches[0]}?" if matches else "")
+    return f"no such {kind}: {path}{did_you_mean(name, names)}"
 
 
 def show(value: object) -> str:

@@ -13,10 +13,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from retrain.analysis.squeezed import SQUEEZE_FOLDER, read_squeeze
 from retrain.causes import ended_words, last_line, log_end
@@ -25,6 +25,7 @@ from retrain.experiments.paths import shown
 from retrain.experiments.signals import StopSignals
 from retrain.experiments.workers import thread_environment
 from retrain.processes import module_command
+from retrain.terminal import say
 
 LOG_FILE = "squeeze.log"
 _WITHOUT_ADAPTER = frozenset({"diverged", "failed", "dropped"})
@@ -146,12 +147,8 @@ class AutoSqueeze:
 
 def finish_squeeze(manifest: Manifest, console: Console) -> None:
     """Make what a campaign whose runs are all done still lacks. Ctrl-C ends the waiting."""
-
-    def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
-
     with StopSignals(insist=lambda: None) as signals:
-        squeeze = AutoSqueeze(manifest, say)
+        squeeze = AutoSqueeze(manifest, partial(say, console))
         with contextlib.closing(squeeze):
             squeeze.wait(lambda: signals.stop)
 

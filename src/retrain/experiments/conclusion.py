@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from retrain.analysis.squeezed import read_squeeze, squeeze_text
 from retrain.analysis.words import plural
@@ -20,6 +19,7 @@ from retrain.experiments.paths import shown
 from retrain.experiments.plan import PlannedRun
 from retrain.experiments.stopping import saved_words
 from retrain.files import GENERATIONS_FILE, RUN_LOG_FILE
+from retrain.terminal import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +67,41 @@ def conclude(manifest: Manifest, runs: Sequence[PlannedRun], console: Console) -
 
             console.print(closing_table(result.campaign_dir))
             if squeezed := read_squeeze(result.campaign_dir):
-                _say(console, f"\nLoRA squeeze of {manifest.data['squeeze']['run']}")
-                _say(console, squeeze_text(squeezed) + "\n")
+                say(console, f"\nLoRA squeeze of {manifest.data['squeeze']['run']}")
+                say(console, squeeze_text(squeezed) + "\n")
             if result.status != "stopped":
                 report = write_report(result.campaign_dir).page
         except Exception as error:
             # The runs are done and safe: what cannot be drawn must not look like their failure.
-            _say(console, f"the report is not whole: {describe(error)}", "yellow")
+            say(console, f"the report is not whole: {describe(error)}", "yellow")
             result = replace(result, exit_code=result.exit_code or 1)
     if result.failed:
         count = f"{len(result.failed)} of {plural(len(result.runs), 'run')}"
-        _say(console, f"{count} gave no result:", "red")
+        say(console, f"{count} gave no result:", "red")
         alike: dict[tuple[str, str], list[RunOutcome]] = {}
         for run in result.failed:
             alike.setdefault((run.status, run.message), []).append(run)
         for (status, message), failed in alike.items():
-            _say(console, f"  {', '.join(run.name for run in failed)} {status}: {message}")
-            _say(console, f"    log: {shown(failed[0].log)}")
+            say(console, f"  {', '.join(run.name for run in failed)} {status}: {message}")
+            say(console, f"    log: {shown(failed[0].log)}")
     if result.status == "stopped":
         awaited = [run.status for run in result.runs if run.name not in manifest.left_out]
         unfinished = awaited.count("stopped") + awaited.count("pending")
-        _say(console, f"stopped: {plural(unfinished, 'run')} of {len(result.runs)} not finished")
+        say(console, f"stopped: {plural(unfinished, 'run')} of {len(result.runs)} not finished")
     if saved := saved_words(manifest):
-        _say(console, saved)
+        say(console, saved)
     if manifest.left_out:
-        _say(console, _left_out_words(manifest, len(result.runs)))
-    _say(console, f"campaign: {folder}")
+        say(console, _left_out_words(manifest, len(result.runs)))
+    say(console, f"campaign: {folder}")
     if report is not None:
-        _say(console, f"report:   {shown(report)}")
+        say(console, f"report:   {shown(report)}")
     if any((run.run_dir / GENERATIONS_FILE).exists() for run in result.runs):
         command = f"retrain samples {shlex.quote(folder)}"
-        _say(console, f"samples:  {command}   (what the policies wrote)")
+        say(console, f"samples:  {command}   (what the policies wrote)")
     for cause in _causes(manifest):
         if text := remedy(cause, folder):
-            _say(console, f"{cause}: {text}", "yellow")
-    _say(console, f"next:     {_next(result, manifest, runs)}")
+            say(console, f"{cause}: {text}", "yellow")
+    say(console, f"next:     {_next(result, manifest, runs)}")
     return result
 
 
@@ -156,7 +156,3 @@ def _outcome(manifest: Manifest) -> CampaignResult:
     status = str(manifest.data["status"])
     exit_code = {"done": int(_lacks_squeeze(manifest)), "stopped": 130}.get(status, 1)
     return CampaignResult(exit_code, manifest.folder, status, outcomes)
-
-
-def _say(console: Console, message: str, style: str = "") -> None:
-    console.print(Text(message, style=style), soft_wrap=True)

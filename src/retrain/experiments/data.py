@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rich.console import Console
-from rich.text import Text
 
 from retrain.config.load import LoadedConfig
 from retrain.policies.inference.vllm import require_program
 from retrain.policies.tinker.access import require_access
 from retrain.tasks.download import fetch_missing
+from retrain.terminal import say
 
 
 def fetch_data(loaded: LoadedConfig, console: Console) -> None:
@@ -18,19 +20,15 @@ def fetch_data(loaded: LoadedConfig, console: Console) -> None:
     service or program that the runs need is not there, and ConfigError when data does not fit the
     config.
     """
-
-    def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
-
     runs = [loaded.run_config(condition, loaded.seeds[0]) for condition in loaded.conditions]
     if any(run.backend.backend == "tinker" for run in runs):
         require_access()
     for run in runs:
         if run.inference.engine == "vllm":
             require_program(run.inference.command)
-    if not fetch_missing([run.data for run in runs], say):
+    if not fetch_missing([run.data for run in runs], partial(say, console)):
         return
     from retrain.preflight import check_data
 
     for warning in check_data(loaded):
-        say(f"warning: {warning}")
+        say(console, f"warning: {warning}")

@@ -11,11 +11,11 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from retrain.analysis.words import duration, percent, plural
 from retrain.causes import INFRASTRUCTURE, LOCK, cause_of, describe, remedy
@@ -49,7 +49,7 @@ from retrain.files import (
 )
 from retrain.locks import FolderLock, LockedError
 from retrain.models.folder import dated
-from retrain.terminal import Terminal
+from retrain.terminal import Terminal, say
 from retrain.tracking.uploads import wait_for_uploads
 from retrain.training.place import Place
 
@@ -245,29 +245,27 @@ def _warnings_to(view: RunsView, name: str, log: Path) -> Iterator[None]:
 
 
 def _conclude(result: SingleResult, console: Console) -> None:
-    def say(message: str, style: str = "") -> None:
-        console.print(Text(message, style=style), soft_wrap=True)
-
+    tell = partial(say, console)
     measured = result.result
     if measured is not None:
         spent = duration(measured["wall_s"])
-        say(f"{plural(measured['steps'], 'step')} in {spent}")
+        tell(f"{plural(measured['steps'], 'step')} in {spent}")
         for label, key in (("held-out accuracy", "accuracy"), ("greedy accuracy", "greedy")):
             before, after = measured[f"{key}_before"], measured[f"{key}_after"]
             if after is not None:
-                say(f"{label}: {percent(before, 'unknown')} before, {percent(after)} after")
+                tell(f"{label}: {percent(before, 'unknown')} before, {percent(after)} after")
     if result.status == "stopped":
-        say("stopped", "red")
+        tell("stopped", "red")
     folder = shown(result.run_dir)
-    say(f"run:  {folder}")
+    tell(f"run:  {folder}")
     if result.cause in INFRASTRUCTURE and (what := remedy(str(result.cause), folder)):
-        say(f"before it goes on, {what}")
+        tell(f"before it goes on, {what}")
     if result.status == "stopped" or result.cause in INFRASTRUCTURE:
-        say(f"next: retrain resume {shlex.quote(folder)}")
+        tell(f"next: retrain resume {shlex.quote(folder)}")
     elif result.exit_code == 2:
-        say(f"when that is mended: retrain resume {shlex.quote(folder)}")
+        tell(f"when that is mended: retrain resume {shlex.quote(folder)}")
     elif result.status in {"failed", "diverged"}:
         log = shown(result.run_dir / RUN_LOG_FILE)
-        say(f"next: less {shlex.quote(log)}")
+        tell(f"next: less {shlex.quote(log)}")
     else:
-        say(f"next: retrain status {shlex.quote(folder)}")
+        tell(f"next: retrain status {shlex.quote(folder)}")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from retrain.analysis.squeezed import SQUEEZE_FILE, check_text, squeeze_text
 from retrain.config.dump import read_run_config
@@ -46,7 +45,7 @@ from retrain.squeeze import (
     pictures,
     render_table,
 )
-from retrain.terminal import Terminal
+from retrain.terminal import Terminal, say
 from retrain.tracking.squeeze import track_squeeze
 
 if TYPE_CHECKING:
@@ -100,9 +99,9 @@ def squeeze_alone(
     if as_json:
         console.file.write((folder / SQUEEZE_FILE).read_text(encoding="utf-8"))
     else:
-        _say(console, f"squeeze: {shown(folder)}")
+        say(console, f"squeeze: {shown(folder)}")
         if output is not None:
-            _say(console, f"adapter: {shown(output)}")
+            say(console, f"adapter: {shown(output)}")
     return folder
 
 
@@ -168,7 +167,7 @@ def squeeze(
         "finetuned": None,
     }
     atomic_write_json(folder / SQUEEZE_FILE, document)
-    _say(console, squeeze_text(document))
+    say(console, squeeze_text(document))
     pictures(analysis, folder)
     if config is not None and result is not None:
         _check(settings, adapter, folder, document, config, result, console)
@@ -227,7 +226,7 @@ def _check(
         check = asdict(checker.compare(result.output_path))
     document["check"] = check
     atomic_write_json(folder / SQUEEZE_FILE, document)
-    _say(console, "\n" + check_text(result.rank, 0, check))
+    say(console, "\n" + check_text(result.rank, 0, check))
     if settings.finetune_steps:
         document["finetuned"] = _finetune(settings, folder, config, result, checker, console)
         atomic_write_json(folder / SQUEEZE_FILE, document)
@@ -273,10 +272,10 @@ def _finetune(
         )
     outcome = {"steps": trained.steps, "status": trained.status, "folder": str(run_dir)}
     if trained.status != "done":
-        _say(console, f"training the compressed adapter on {trained.status}: {trained.message}")
+        say(console, f"training the compressed adapter on {trained.status}: {trained.message}")
         return outcome
     check = asdict(checker.compare(run_dir / FINAL_FOLDER))
-    _say(console, "\n" + check_text(result.rank, trained.steps, check))
+    say(console, "\n" + check_text(result.rank, trained.steps, check))
     return outcome | check
 
 
@@ -309,15 +308,11 @@ def _here(config: RunConfig) -> RunConfig:
 
 def _track(settings: LoggingConfig, folder: Path, console: Console) -> None:
     if problem := track_squeeze(settings, folder):
-        _say(console, problem)
+        say(console, problem)
 
 
 def _from(folder: Path, path: str) -> Path:
     return folder / expanded(path)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
 
 
 @contextmanager

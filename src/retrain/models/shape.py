@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class ModelShape:
         }
         if not linear:
             linear = _llama_layers(layers, hidden, heads, kv_heads, head_dim, intermediate)
-        parameters = sum(_product(shape) for shape in weights.values())
+        parameters = sum(math.prod(shape) for shape in weights.values())
         if not parameters:
             tables = 1 if config.get("tie_word_embeddings") else 2
             parameters = sum(out * into for out, into in linear.values())
@@ -159,13 +160,6 @@ def _with_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _is_table(name: str) -> bool:
     """Embeddings, the output head, and experts, which are one tensor in memory, not layers."""
     return any(part in name for part in ("embed", "wte", "wpe", "lm_head", ".experts."))
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
 
 
 def _llama_layers(

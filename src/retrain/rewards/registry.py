@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retrain.config.reward import RewardComponentConfig, RewardConfig
 from retrain.errors import InputError
+from retrain.files import expanded
 from retrain.plugins import PluginError, Registry, resolve
 from retrain.rewards.composite import CompositeReward, Part
 from retrain.rewards.custom import CustomReward
@@ -64,7 +65,7 @@ def _judge(config: _Config, setting: Setting) -> Reward:
     )
     return JudgeReward(
         server,
-        Path(config.cache_dir).expanduser() if config.cache_dir else setting.log_dir / CACHE_FOLDER,
+        expanded(config.cache_dir) if config.cache_dir else setting.log_dir / CACHE_FOLDER,
         prompt=config.prompt,
         correct_threshold=config.correct_threshold,
         mask=setting.mask,

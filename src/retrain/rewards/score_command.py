@@ -31,7 +31,7 @@ from retrain.files import GENERATIONS_FILE
 from retrain.rewards.match import final_answer, reference_of
 from retrain.rewards.registry import build_reward
 from retrain.rewards.reward import Reward
-from retrain.tasks.rows import answer_text
+from retrain.tasks.fields import answer_text
 from retrain.terminal import Terminal
 from retrain.types import Completion, Problem, Score, StopReason
 

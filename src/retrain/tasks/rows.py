@@ -10,19 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Literal
 
 from retrain.analysis.words import plural
 from retrain.config.data import DataConfig
 from retrain.config.messages import did_you_mean
 from retrain.errors import InputError
-from retrain.rewards.match import last_boxed
 from retrain.tasks.conversation import TooLongError, read_prompt, short
+from retrain.tasks.fields import MissingError, answer_text, found_in, look_up
 from retrain.tasks.problems import Wanted, is_held_out
 from retrain.tasks.reading import BadRowError
 from retrain.types import Problem
@@ -30,11 +28,8 @@ from retrain.types import Problem
 OWN_KEYS = frozenset({"prompt", "answer", "id", "domain", "split", "metadata"})
 SPLITS = ("", "train", "held_out")
 DEFAULT_DOMAIN = "default"
-_INT64 = 2**63
 NO_ANSWER = frozenset({"proof", "notfound", "not found"})
 """What data sets write for an answer where there is none."""
-GSM8K = r"####\s*(.+)"
-"""The preset `gsm8k`; its numbers are grouped by commas."""
 _CONTRADICTS = "has the id of another one, or its prompt with another answer"
 _MOST_NAMES = 12
 """Fields, and rows that cannot be used, that a message lists."""
@@ -231,33 +226,6 @@ def collect(
     return collected
 
 
-def answer_text(value: Any) -> str | None:
-    """A reference answer as text; None when `value` is none.
-
-    A number is written with the fewest digits that name it, without an exponent, and without a
-    point when it is whole.
-    """
-    match value:
-        case bool() | None:
-            return None
-        case str():
-            return value if value.strip() else None
-        case int():
-            return str(value)
-        # A column of whole numbers with gaps, which have 64 bits at most.
-        case float() if value.is_integer() and abs(value) < _INT64:
-            return str(int(value))
-        case float() | Decimal():
-            # numpy's floats are floats with another repr.
-            exact = Decimal(float.__repr__(value)) if isinstance(value, float) else value
-            if not exact.is_finite():
-                return None
-            text = format(exact, "f")
-            return text.rstrip("0").rstrip(".") if "." in text else text
-        case _:
-            return None
-
-
 def problem_id(prompt: Any) -> str:
     """The id of a problem that was given none."""
     return _digest(prompt, 6).hex()
@@ -267,20 +235,10 @@ def _digest(value: Any, size: int) -> bytes:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=size).digest()
 
 
-class _MissingError(Exception):
-    """A field that is not there. holder: the field that should hold it, or empty for the row."""
-
-    def __init__(self, holder: str, name: str, names: list[str]) -> None:
-        super().__init__(name)
-        self.holder = holder
-        self.name = name
-        self.names = names
-
-
 class _AbsentError(BadRowError):
     """A row without a field that is named. in_all: what to say when no row has it."""
 
-    def __init__(self, role: str, missing: _MissingError, shown: str, strict: bool) -> None:
+    def __init__(self, role: str, missing: MissingError, shown: str, strict: bool) -> None:
         owner = f"in {missing.holder!r}" if missing.holder else "there"
         text = f"`{role}` is missing" if strict else f"no field {missing.name!r} {owner}"
         super().__init__(f"has no {role}", text)
@@ -289,28 +247,6 @@ class _AbsentError(BadRowError):
         self.in_all = (
             f"data.{role}_key: {shown}: {text}; {fields}{did_you_mean(missing.name, missing.names)}"
         )
-
-
-def look_up(row: Mapping[str, Any], key: str) -> Any:
-    """The value of a field; dots go into nested fields and, as numbers, into lists."""
-    if key in row:
-        return row[key]
-    value: Any = row
-    path: list[str] = []
-    for name in key.split("."):
-        holder = ".".join(path)
-        if isinstance(value, Mapping):
-            if name not in value:
-                raise _MissingError(holder, name, sorted(map(str, value)))
-            value = value[name]
-        elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
-            value = value[int(name)]
-        elif value is None and path:
-            return None
-        else:
-            raise _MissingError(holder, name, [])
-        path.append(name)
-    return value
 
 
 class _Row:
@@ -357,7 +293,7 @@ class _Row:
     def _field(self, role: str, key: str) -> Any:
         try:
             return look_up(self._row, key)
-        except _MissingError as error:
+        except MissingError as error:
             raise _AbsentError(role, error, self._shown, self._fields.strict) from error
 
     def _answer(self, solution: str | None) -> str:
@@ -394,7 +330,7 @@ class _Row:
     def _domain(self) -> str | None:
         try:
             value = look_up(self._row, self._fields.domain) if self._fields.domain else None
-        except _MissingError:
+        except MissingError:
             return None
         return None if value is None else str(value)
 
@@ -432,18 +368,6 @@ class _Row:
         if isinstance(own, Mapping):
             rest = {**own, **{name: rest[name] for name in rest if name != "metadata"}}
         return rest
-
-
-def found_in(text: str, pattern: str) -> str | None:
-    """What `[data].answer_pattern` finds in an answer, where it fits last; None for nothing."""
-    if pattern == "boxed":
-        found = last_boxed(text)
-    else:
-        fits = list(re.finditer(GSM8K if pattern == "gsm8k" else pattern, text))
-        found = fits[-1][1] if fits else None
-    if found is not None and pattern == "gsm8k":
-        found = found.replace(",", "")
-    return found.strip() if found else None
 
 
 def _listed(names: list[str]) -> str:

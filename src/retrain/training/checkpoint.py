@@ -27,8 +27,6 @@ STATE_FILE = "state.json"
 INDEX_FILE = "checkpoint.json"
 DAMAGED = "damaged_"
 SCHEMA = 1
-_BLOCK = 1 << 20
-
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -233,8 +231,5 @@ def _digest(index: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

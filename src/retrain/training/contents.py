@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from retrain.config.load import EMBEDDED
 from retrain.config.reward import RewardComponentConfig, RewardConfig
 from retrain.config.schema import ModelConfig, RunConfig
+from retrain.files import expanded
 from retrain.plugins import PluginError, file_of, resolve
 from retrain.tasks.download import missing
 from retrain.tasks.problems import ProblemListTask
@@ -151,7 +152,7 @@ def _modules(name: str, module: ModuleType, search_paths: Sequence[str]) -> dict
     Beside it are its search paths and the folder that its package lies in; of what is installed
     only its own package.
     """
-    roots = [str(Path(folder).expanduser().resolve()) for folder in search_paths]
+    roots = [str(expanded(folder).resolve()) for folder in search_paths]
     if file := getattr(module, "__file__", None):
         depth = name.count(".") + (Path(file).stem == "__init__")
         roots.append(str(Path(file).resolve().parents[depth]))

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from retrain.files import expanded
 from retrain.policies.inference.dialect import Dialect
 from retrain.policies.inference.server import InferenceServer
 from retrain.policies.lost import GoneError, RefusedError
@@ -34,7 +35,7 @@ class Adapters:
         digest = hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()
         self._server = server
         self._dialect = dialect
-        self._folder = folder.expanduser().absolute()
+        self._folder = expanded(folder).absolute()
         self._made_folder = not self._folder.exists()
         self._prefix = f"{run}-{digest}-"
         self._current = ""

@@ -14,6 +14,7 @@ from torch import nn
 from retrain.config.load import EMBEDDED
 from retrain.config.schema import BackendConfig, ModelConfig
 from retrain.errors import InputError
+from retrain.files import expanded
 from retrain.models.adapters.readback import readable_layers
 from retrain.models.codec import ChatCodec
 from retrain.models.engine import Engine
@@ -147,7 +148,7 @@ def _from_hugging_face(
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     loud = transformers_logging.get_verbosity()
-    source = os.fspath(Path(model.model).expanduser())
+    source = os.fspath(expanded(model.model))
     if not Path(source).is_dir():
         source = model.model
     # Without a word about it transformers would ask on the terminal whether to run a model's code.

@@ -8,7 +8,6 @@ import os
 from retrain.errors import InputError
 
 KEY_VARIABLE = "TINKER_API_KEY"
-URL_VARIABLE = "TINKER_BASE_URL"
 _KEY_BEGINNING = "tml-"
 
 
