@@ -45,7 +45,7 @@ def leave(program: Callable[..., Any], arguments: Sequence[str], name: str) -> N
     code = _run(program, arguments, name)
     lost = lost_output()
     if lost is not None and lost.errno != errno.EPIPE:
-        complain(f"the standard output took not all that was said: {lost.strerror}")
+        complain(f"not everything could be written to the standard output: {lost.strerror}")
         code = code or int("--json" in arguments)
     sys.exit(code)
 
