@@ -195,5 +195,5 @@ def test_reading_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged"):
         RunRecord.read(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps([1]))
-    with pytest.raises(InputError, match="no JSON object"):
+    with pytest.raises(InputError, match="Expected `object`"):
         RunRecord.read(tmp_path)
