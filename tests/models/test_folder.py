@@ -52,9 +52,13 @@ def test_weights_that_are_cut_off(folder: Path) -> None:
     os.truncate(weights, whole - 1000)
     message = f"is damaged: it has {whole - 1000:,} bytes of {whole:,}; download it again"
     assert errors(folder) == [f"model.model: {weights} {message}"]
-    os.truncate(weights, 50)
     message = "is damaged, or no safetensors file: its header cannot be read"
+    os.truncate(weights, 50)
     assert errors(folder) == [f"model.model: {weights} {message}"]
+    for shape in (5, ["x", 2]):
+        header = json.dumps({"a.weight": {"shape": shape, "data_offsets": [0, 0]}}).encode()
+        weights.write_bytes(len(header).to_bytes(8, "little") + header)
+        assert errors(folder) == [f"model.model: {weights} {message}"]
 
 
 def test_files_that_nobody_loads_may_be_pointers(folder: Path) -> None:

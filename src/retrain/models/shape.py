@@ -214,4 +214,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError("the header is too large")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
+    for tensor in header.values():
+        if not all(isinstance(size, int) for size in tensor["shape"]):
+            raise ValueError("a shape is no list of whole numbers")
     return header, 8 + size
