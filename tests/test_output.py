@@ -76,8 +76,8 @@ def test_what_an_encoding_lacks_is_an_escape(
 @pytest.mark.parametrize(
     ("redirected", "document", "code", "complaint"),
     [
-        (">/dev/full", "", 0, "not all that was said: No space left on device"),
-        (">/dev/full", "--json", 1, "not all that was said: No space left on device"),
+        (">/dev/full", "", 0, "could be written to the standard output: No space left"),
+        (">/dev/full", "--json", 1, "could be written to the standard output: No space left"),
         (">/dev/full 2>&1", "", 0, ""),
         (">&- 2>&-", "", 0, ""),
         ("2>&1 | head -c 10", "", 0, ""),

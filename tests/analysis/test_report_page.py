@@ -298,6 +298,8 @@ def test_a_squeeze_with_its_picture(tmp_path: Path) -> None:
     document = {
         **{"recommended_rank": 4, "source_rank": 16, "min_variance_retention": 0.95},
         **{"table": "rank  <kept>", "compressed": None, "check": None, "finetuned": None},
+        **{"adapter": "runs/a_s1/final", "num_layers": 2, "ranks": [4, 16]},
+        **{f"{kind}_variance": {"4": 0.96} for kind in ("mean", "min", "max", "pooled")},
     }
     (folder / "squeeze").mkdir()
     (folder / "squeeze" / "squeeze.json").write_text(json.dumps(document))
