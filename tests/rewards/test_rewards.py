@@ -52,6 +52,11 @@ def judged(text: str, answer: str) -> Score:
         (r"<think>a</think>\boxed{72}<think>\boxed{71}", "72", True),
         (r"<think>a</think>\boxed{72}<think>b</think>\boxed{7", "72", False),
         (r"<thinking>\boxed{72}</thinking>", "72", False),
+        (r"<THINK>\boxed{72}", "72", False),
+        (r"<reasoning>\boxed{71}</reasoning><answer>\boxed{72}</answer>", "72", True),
+        (r"◁think▷\boxed{72}", "72", False),
+        (r"<|begin_of_thought|>\boxed{71}<|end_of_thought|>\boxed{72}", "72", True),
+        (r"\boxed{[C]}", "C", True),
         (r"[THINK]\boxed{71}[/THINK]\boxed{72}", "72", True),
         # Letters of multiple choice.
         (r"\boxed{\text{C}}", "C", True),

@@ -13,7 +13,10 @@ NO_ANSWER = "no answer in a \\boxed{}"
 # A box that was cut off before its brace is the last one, too.
 _BOX = re.compile(r"\\boxed\s*(?:\{|\Z)")
 _BRACES = re.compile(r"\\[\\{}]|[{}]")
-_THINKING = re.compile(r"<(/?)think(?:ing)?>|\[(/?)THINK\]")
+_THINKING = re.compile(
+    r"(?i:<(/?)(?:think|thinking|thought|reasoning) *>)|\[(/?)THINK\]|◁(/?)think▷"
+    r"|<\|(?:begin|(end))_of_thought\|>"
+)
 
 
 class MatchReward(Reward):
@@ -48,7 +51,7 @@ def without_thinking(text: str) -> str:
     """
     start, end = 0, len(text)
     for mark in _THINKING.finditer(text):
-        if mark[1] or mark[2]:
+        if any(mark.groups()):
             start, end = mark.end(), len(text)
         elif end == len(text):
             end = mark.start()

@@ -34,10 +34,12 @@ def sets_and_bases(text: str) -> str:
         text,
     )
     text = re.sub(
-        r"(?<=\w)\s*(?:\(|\\text\{\s*\(?)?\s*(?:in\s+)?base\s*-?\s*\}?\s*(\w+)\s*\)?\s*\}?\)?$",
+        r"(?<=\w)\s*(?:_\s*\{?\s*)?(?:\(|\\text\{\s*\(?)?\s*(?:in\s+)?base\s*-?\s*\}?\s*(\w+)\s*\)?\s*\}?"
+        r"[)}]?$",
         lambda found: f"_{{{_DIGITS.get(found[1].lower(), found[1])}}}",
         text,
     )
+    text = re.sub(r"(?<![\dA-F])(\d[\dA-F]*)_\s*\{?\s*\(\s*(\w+)\s*\)\s*\}?", r"\1_{\2}", text)
     text = re.sub(
         r"(?<=\d)_\s*\{?\s*(?:\\text\{\s*)?([a-z]+)\s*\}?\s*\}?",
         lambda found: f"_{{{_DIGITS[found[1]]}}}" if found[1] in _DIGITS else found[0],
@@ -94,13 +96,14 @@ def in_base(text: str) -> tuple[str, int] | None:
 
 
 def same_in_base(reference: str, answer: str) -> bool | None:
-    """Whether two numbers are the same when a base is written; None when none is. A number with
-    its base is never the same as one without: 243_5 is neither 243 nor what was to be converted."""
+    """Whether two numbers are the same when a base is written; None when none is. A number
+    without one is in base ten, and text for text: 243_5 is neither 243 nor 73, what was to be
+    converted."""
     one, other = in_base(reference), in_base(answer)
     if one is None and other is None:
         return None
     if one is None or other is None:
-        return False
+        return (one or (reference, 10)) == (other or (answer, 10))
     return one == other or _value(*one) == _value(*other) is not None
 
 

@@ -20,14 +20,14 @@ _SIGNS = {
     **dict.fromkeys("“”„″", '"'),
     **dict.fromkeys("‘’′", "'"),
     **dict.fromkeys("ℝℤℕℚℂ", ""),
-    "×": r"\times ", "÷": "/", "∕": "/", "±": r"\pm ", "√": r"\sqrt ", "∞": r"\infty ",
+    "×": r"\times ", "÷": "/", "∕": "/", "⁄": "/", "±": r"\pm ", "√": r"\sqrt ", "∞": r"\infty ",
     "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ",
     "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
     "∅": r"\emptyset ", "∖": r"\setminus ", "∣": r"\mid ", "∠": r"\angle ", "…": r"\ldots ",
     "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "¼": r"\frac{1}{4}", "½": r"\frac{1}{2}",
     "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "€": "", "£": "", "¥": "",
     "₹": "", "ϕ": r"\phi ", "Δ": r"\Delta ", "Σ": r"\Sigma ", "Ω": r"\Omega ", "τ": r"\tau ",
-    "σ": r"\sigma ", "φ": r"\varphi ", "χ": r"\chi ", "ψ": r"\psi ", "ω": r"\omega ",
+    "σ": r"\sigma ", "φ": r"\varphi ", "χ": r"\chi ", "ψ": r"\psi ", "ω": r"\omega ", "∴": "",
 }  # fmt: skip
 _SIGNS.update(
     {sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
@@ -88,9 +88,9 @@ def choice(text: str) -> tuple[str, str] | None:
     `\\text{C}`, `C. because`, `Answer: C`; None when it is not."""
     if len(text) > LONGEST:
         return None
-    text = re.sub(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r" \1 ", _without_layout(text))
+    text = _without_layout(re.sub(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r" \1 ", text))
     found = re.fullmatch(
-        r"(?:(?i:option|choice)\s*)?(?:\(\s*([A-Z])\s*\)(?![^\s.:]|\s*[-+*/=<>^_,|])|([A-Z])(?=[.:)]|$))"
+        r"(?:(?i:option|choice)\s*)?(?:[(\[]\s*([A-Z])\s*[)\]](?![^\s.:]|\s*[-+*/=<>^_,|])|([A-Z])(?=[.:)]|$))"
         r"[.:)]*(.*)",
         _one_space(text),
     )
@@ -143,7 +143,12 @@ def _without_layout(text: str) -> str:
 def _ends(text: str) -> str:
     """Without what may stand before and after the whole of an answer."""
     for _ in range(4):
-        text = re.sub(r"^(?:=|:|\\approx(?![a-z])|\\simeq|\\therefore|\\implies)", "", text.strip())
+        text = re.sub(
+            r"^(?:=|:|\\(?:approx|sim|simeq|therefore|implies)(?![a-z])|(?:about|approximately)(?=\s)"
+            r"|\\text\{\s*(?:about|approximately)\s*\})",
+            "",
+            text.strip(),
+        )
         text = re.sub(r"(?:\\\\|(?<!\\)\\|[,;]|(?<!\.)\.)$", "", text.strip()).strip()
         for mark in ("**", "__", "*"):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
@@ -192,6 +197,7 @@ def _texts(text: str) -> str:
         text,
     )
     text = re.sub(r"\\(?:degree|deg)(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}", r"^\\circ ", text)
+    text = re.sub(r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})", r"^\\circ ", text)
     text = re.sub(
         r"(?<=[\d})])\s*(?:\\text\{\s*)?degrees?\b(?:\s*\})?", r"^\\circ ", text, flags=re.I
     )
@@ -232,6 +238,9 @@ def _functions(text: str) -> str:
         ("%", "percent"),
     ):
         text = re.sub(rf"\\(?:{others})(?![A-Za-z])", lambda _, name=name: f"\\{name} ", text)  # type: ignore[misc]
+    text = re.sub(
+        r"(?:\{|^)([^{}]*)\\choose(?![A-Za-z])([^{}]*)(?:\}|$)", r"{\\binom{\1}{\2}}", text
+    )
     text = re.sub(r"\\[lr]?[vV]ert(?![A-Za-z])", "|", text)
     text = re.sub(r"\\langle(.*)\\rangle", r"(\1)", text)
     text = re.sub(r"\\(max|min|gcd|lcm) *\\\{([^{}]*)\\\}", r"\\\1(\2)", text)
@@ -246,6 +255,11 @@ def _functions(text: str) -> str:
     text = _in_braces(_in_braces(text, r"\\sqrt\s*"), r"\^\s*")
     text = re.sub(r"\\log\s*_\s*(\d)\s*(?=\d)", r"\\log_{\1}", text)
     text = re.sub(r"([_^])\s*([+-]?\s*\d+|[A-Za-z])", r"\1{\2}", text)
+    # Side by side they would be read as mixed numbers, as 3 1/2 is.
+    text = re.sub(
+        r"(\\binom *\{[^{}]*\} *\{[^{}]*\}) *(?=\\(?:frac|binom)|\d)", r"\1 \\cdot ", text
+    )
+    text = re.sub(r"(?<=\d) *(?=\{?\\binom|\((?:\\frac|\d+ */))", r" \\cdot ", text)
     return re.sub(r"(?<=[A-Za-z})])'+", lambda found: f"^{{{len(found[0])}\\prime}}", text).replace(
         "'", ""
     )

@@ -91,9 +91,17 @@ def words_as_text(text: str) -> str:
         lambda found: re.sub(r"\} ?\\text\{", "", found[0]),
         text,
     )
-    return re.sub(
+    text = re.sub(
         r"(^|[,;=(\[:]|\\\{)\s*([A-Za-z]+(?: [A-Za-z]+)*)\s*(?=$|[,;=)\]:_]|\\\})",
         lambda found: found[1] + _word(found[2], ""),
+        text,
+    )
+    if "\\int" in text or re.search(r"[/{] *d *[A-Za-z\\]", text):
+        return text
+    # The parser takes the dc of dcba for a differential.
+    return re.sub(
+        r"\\[A-Za-z]+(?:\{[A-Za-z]*\})?|(?<!mo)d(?= ?[A-Za-z\\])",
+        lambda found: "{d}" if found[0] == "d" else found[0],
         text,
     )
 
