@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from retrain import plugins
-from retrain.plugins import PluginError, Registry, as_array, resolve
+from retrain.plugins import PluginError, Registry, as_array, own_import_path, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_another_process_imports_it_the_same_way(folder):
 
 
 def test_folders_come_last_and_leave_when_they_are_no_longer_listed(folder):
-    before = list(sys.path)
+    before = own_import_path()
     resolve("mine_flat.double", [folder, folder])
     assert sys.path == [*before, str(folder)]
     resolve("mine_flat.double", [folder])
@@ -73,7 +73,7 @@ def test_folders_come_last_and_leave_when_they_are_no_longer_listed(folder):
 def test_a_folder_that_was_on_the_path_stays_where_it_was(folder, monkeypatch):
     (folder / "mine_on_the_path.py").write_text("def f():\n    return 1\n")
     monkeypatch.syspath_prepend(str(folder))
-    before = list(sys.path)
+    before = own_import_path()
     assert resolve("mine_on_the_path.f", [folder])() == 1
     resolve("retrain.advantages.episode.grpo")
     assert sys.path == before
